@@ -1,0 +1,92 @@
+"""The only place that writes files: whole or not at all, also over a power cut.
+
+Every call that reaches the disk is a method, so that tests can make any one of them fail, or be the
+last thing that the process ever did (negindex.testing.faults).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from negindex.errors import Locked
+
+ASIDE = ".aside"  # a file under this ending was never finished
+
+
+class Disk:
+    """Durable writes in their fixed order: write aside, fsync, rename, fsync the directory, commit."""
+
+    def write(self, file: BinaryIO, fill: Callable[[BinaryIO], None]) -> None:
+        """Let ``fill`` write the whole content."""
+        fill(file)
+        file.flush()
+
+    def sync(self, file: BinaryIO) -> None:
+        """Have the file's bytes on the disk before anything names them."""
+        os.fsync(file.fileno())
+
+    def rename(self, aside: Path, path: Path) -> None:
+        """Give the finished file its name."""
+        os.replace(aside, path)
+
+    def sync_directory(self, directory: Path) -> None:
+        """Have the name itself on the disk."""
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def commit(self, connection: sqlite3.Connection) -> None:
+        """The sole commit point of a change."""
+        connection.execute("COMMIT")
+
+    def create(self, path: Path, fill: Callable[[BinaryIO], None]) -> None:
+        """Make ``path`` with what ``fill`` writes: afterwards it is whole and on the disk.
+
+        On an error nothing is left under ``path``; after a crash, at most a file ending in ASIDE,
+        or a finished file that nothing names yet.
+        """
+        aside = path.with_name(path.name + ASIDE)
+        try:
+            with open(aside, "w+b") as file:
+                self.write(file, fill)
+                self.sync(file)
+            self.rename(aside, path)
+            self.sync_directory(path.parent)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file's bytes, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def writer_lock(directory: Path, *, wait: float = 10.0) -> Iterator[None]:
+    """Be the directory's only writer among all processes, or raise Locked after ``wait`` seconds."""
+    with open(directory / "writer.lock", "ab") as file:
+        deadline = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise Locked(
+                        f"{directory} is being written by another process, and still was after {wait:g} s; "
+                        "try again when it is done"
+                    ) from None
+                time.sleep(0.02)
+        yield

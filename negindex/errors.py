@@ -1,0 +1,129 @@
+"""What can go wrong, one class a kind, each with its exit code.
+
+NegindexError                         1  failed
+├── InvalidInput (ValueError)         2  usage
+│   ├── ShapeMismatch                    rows, queries or images of another shape
+│   ├── SpaceMismatch                    pixels against latents, one VAE's latents against another's
+│   ├── NotFinite                        NaN or Inf
+│   ├── InvalidNoiseLevel                sigma = 0, negative or not finite
+│   ├── OutOfRange                       a number outside its limits
+│   ├── KernelMismatch                   answers of different kernels cannot merge
+│   ├── DuplicateKey                     a source key in force, added with other bytes
+│   ├── ImageRefused                     a file that cannot become a row
+│   ├── NothingToCompareWith             a guard with neither reference nor gate
+│   └── UnsupportedScheduler             not on the allow-list of sampler.schedules
+├── NotThere (LookupError)           10  not there
+│   ├── NoCollection                     the directory holds no collection
+│   ├── UnknownKey                       no row in force under this source key
+│   ├── UnknownVersion                   no such version
+│   └── EmptySet                         no row in force: nothing to compare with
+├── Locked                           11  another writer holds the collection
+├── NotAllowed                       12  the state of things forbids it
+│   └── SchedulerReplaced                the guarded scheduler was swapped
+└── Damaged                          13  integrity: bytes are not those that were written
+    └── NewerFormat                      written by a later version of negindex
+
+Every message gives the value, the limit and the remedy.
+"""
+
+from __future__ import annotations
+
+
+class NegindexError(Exception):
+    """The root: `except NegindexError` catches everything that negindex raises on purpose."""
+
+    exit_code = 1
+
+
+class InvalidInput(NegindexError, ValueError):
+    """The caller's input is wrong; nothing was changed."""
+
+    exit_code = 2
+
+
+class ShapeMismatch(InvalidInput):
+    """Rows, queries or images have another shape than the set."""
+
+
+class SpaceMismatch(InvalidInput):
+    """Two things that are compared live in different spaces."""
+
+
+class NotFinite(InvalidInput):
+    """NaN or Inf where a number is needed."""
+
+
+class InvalidNoiseLevel(InvalidInput):
+    """alpha or sigma do not describe x_t = alpha x_0 + sigma eps."""
+
+
+class OutOfRange(InvalidInput):
+    """A number lies outside its limits."""
+
+
+class KernelMismatch(InvalidInput):
+    """Answers of different kernels were about to be merged or compared."""
+
+
+class DuplicateKey(InvalidInput):
+    """A source key that is in force was added again with other bytes."""
+
+
+class ImageRefused(InvalidInput):
+    """A file cannot become a row."""
+
+
+class NothingToCompareWith(InvalidInput):
+    """A guard was asked for without a reference and without a gate."""
+
+
+class UnsupportedScheduler(InvalidInput):
+    """The scheduler is not one whose step the guard knows to read."""
+
+
+class NotThere(NegindexError, LookupError):
+    """What was asked for does not exist."""
+
+    exit_code = 10
+
+
+class NoCollection(NotThere):
+    """The directory holds no collection."""
+
+
+class UnknownKey(NotThere):
+    """No row in force has this source key."""
+
+
+class UnknownVersion(NotThere):
+    """The collection has no such version."""
+
+
+class EmptySet(NotThere):
+    """The set has no row in force: it cannot say what is near, and does not pretend to."""
+
+
+class Locked(NegindexError):
+    """Another writer holds the collection."""
+
+    exit_code = 11
+
+
+class NotAllowed(NegindexError):
+    """The state of things forbids what was asked."""
+
+    exit_code = 12
+
+
+class SchedulerReplaced(NotAllowed):
+    """The pipeline no longer runs the scheduler that was guarded."""
+
+
+class Damaged(NegindexError):
+    """Stored bytes are not those that were written."""
+
+    exit_code = 13
+
+
+class NewerFormat(Damaged):
+    """The collection was written by a later version of negindex."""

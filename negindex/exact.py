@@ -1,0 +1,140 @@
+"""Every row weighed: the reference that each faster engine is measured against."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import abstractmethod
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import reduce
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from negindex.errors import DuplicateKey, NotFinite, ShapeMismatch
+from negindex.kernel import squared_distances
+from negindex.negatives import HEAVIEST, Negatives, Query, row_elements
+from negindex.partial import NEG_INF, Heaviest, Origin, Partial
+
+BLOCK_ELEMENTS = 1 << 22  # 32 MiB of float64 at a time, however large the set
+
+
+class Block(NamedTuple):
+    """Some rows in force and their ids."""
+
+    ids: Tensor  # (n,) int64
+    rows: Tensor  # (n, D) any float dtype
+
+
+class Scan(Negatives):
+    """Answers by one pass over all rows, block by block."""
+
+    @abstractmethod
+    def blocks(self, size: int) -> Iterable[Block]:
+        """The rows in force in blocks of at most ``size`` rows."""
+
+    def answer(self, query: Query) -> Partial:
+        size = max(1, BLOCK_ELEMENTS // row_elements(self.shape))
+        parts = (weigh(block, query, self.shape, self.origins) for block in self.blocks(size))
+        return reduce(Partial.merge, parts).to(query.x_t.device)
+
+
+def weigh(block: Block, query: Query, shape: tuple[int, ...], origins: tuple[Origin, ...]) -> Partial:
+    """The posterior over one block of rows, in float64 (Kim et al. 2025, Eq. 6).
+
+    Cost: B n D subtractions for the weights and as many multiplications for the mean.
+    """
+    device = block.rows.device
+    rows = block.rows.to(torch.float64)  # (n, D)
+    distances = squared_distances(  # (B, n)
+        query.kernel.reduce(query.y.to(device)), query.kernel.reduce(rows)
+    )
+    log_weight = -distances * query.precision.to(device)[:, None]
+    named, place = log_weight.topk(min(query.k or HEAVIEST, len(rows)), dim=1)
+    log_norm = log_weight.logsumexp(1)
+    return Partial(
+        log_norm=log_norm,
+        mean=(log_weight.softmax(1) @ rows).reshape(-1, *shape),
+        log_tail=torch.full_like(log_norm, NEG_INF),
+        log_unread=torch.full_like(log_norm, NEG_INF),
+        error=torch.zeros_like(log_norm),
+        heaviest=Heaviest(torch.zeros_like(place), block.ids[place], named),
+        count=len(rows),
+        kernel=query.kernel,
+        origins=origins,
+    )
+
+
+class Exact(Scan):
+    """Negatives over an array in memory; immutable.
+
+    rows: (N, *S), torch or numpy, any float dtype, kept as given; N may be 0.
+    ids: (N,) distinct integers >= 0, or None for 0 … N - 1.
+    device: where the rows live and are weighed; answers come back on the query's device.
+
+    >>> from negindex import NoiseLevel
+    >>> told = Exact(torch.tensor([[0.0], [4.0]])).posterior(torch.tensor([[1.0]]), NoiseLevel(1.0, 1.0))
+    >>> round(told.mean.item(), 4)  # 4 exp(-9/2) / (exp(-1/2) + exp(-9/2))
+    0.0719
+    """
+
+    def __init__(
+        self,
+        rows: Tensor | np.ndarray,
+        ids: Sequence[int] | Tensor | None = None,
+        device: torch.device | str | None = None,
+        *,
+        space: str = "pixels",
+    ) -> None:
+        self._rows = torch.as_tensor(rows).detach()
+        if self._rows.dim() < 2 or not self._rows.is_floating_point():
+            raise ShapeMismatch(
+                f"rows of shape {tuple(self._rows.shape)} and type {self._rows.dtype}; give floating-point rows (N, *S)"
+            )
+        self.shape, self.space = tuple(self._rows.shape[1:]), space
+        row_elements(self.shape)
+        bad = (~torch.isfinite(self._rows.flatten(1)).all(1)).nonzero().flatten().tolist()
+        if bad:
+            raise NotFinite(f"rows {bad[:10]} of {len(self._rows)} hold NaN or Inf; leave them out")
+        self._rows = self._rows.to(device or self._rows.device)
+        self._ids = torch.arange(len(self._rows)) if ids is None else torch.as_tensor(ids, dtype=torch.int64)
+        _check_ids(self._ids, len(self._rows))
+        self._ids = self._ids.to(self._rows.device)
+        self._digests: dict[int, str] | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        whole = hashlib.sha256(repr(self.digests()).encode())
+        return (Origin(f"exact:{whole.hexdigest()[:32]}", 0),)
+
+    def digests(self) -> dict[int, str]:
+        if self._digests is None:
+            rows = self._rows.cpu().contiguous().flatten(1).view(torch.uint8).numpy()
+            self._digests = {
+                int(i): hashlib.sha256(row.tobytes()).hexdigest() for i, row in zip(self._ids, rows, strict=True)
+            }
+        return self._digests
+
+    def holds(self, digests: Collection[str]) -> set[str]:
+        return set(digests) & set(self.digests().values())
+
+    def without(self, digests: Collection[str]) -> Exact:
+        gone = set(digests)
+        keep = torch.tensor([digest not in gone for digest in self.digests().values()], dtype=torch.bool)
+        return Exact(self._rows[keep], self._ids[keep], space=self.space)
+
+    def blocks(self, size: int) -> Iterator[Block]:
+        flat = self._rows.flatten(1)
+        for start in range(0, len(flat), size):
+            yield Block(self._ids[start : start + size], flat[start : start + size])
+
+
+def _check_ids(ids: Tensor, rows: int) -> None:
+    if ids.shape != (rows,) or (rows and int(ids.min()) < 0):
+        raise ShapeMismatch(f"ids of shape {tuple(ids.shape)} for {rows} rows; give one integer >= 0 a row")
+    if len(ids.unique()) != rows:
+        raise DuplicateKey(f"{rows - len(ids.unique())} of {rows} ids are repeated; give each row its own")

@@ -1,0 +1,141 @@
+"""The one contract: every set of negatives answers ``posterior(x_t, level) -> Partial``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection
+from dataclasses import dataclass
+from math import prod
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from negindex.errors import EmptySet, NotFinite, OutOfRange, ShapeMismatch
+from negindex.kernel import LITERAL, Kernel
+from negindex.noise import NoiseLevel
+from negindex.partial import Origin, Partial
+
+HEAVIEST = 8  # rows that an answer names unless it is asked for another number
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """A validated look-up, in the form that engines compute with."""
+
+    x_t: Tensor  # (B, *S) as asked
+    level: NoiseLevel  # (B,)
+    kernel: Kernel
+    k: int | None
+    error: float | None
+
+    @property
+    def y(self) -> Tensor:
+        """x_t / alpha, (B, D) float64; 0 where alpha = 0: there the sample says nothing."""
+        alpha = self.level.alpha.to(self.x_t.device)[:, None]
+        flat = self.x_t.detach().flatten(1).to(torch.float64)
+        return torch.where(alpha > 0, flat / alpha, 0.0)
+
+    @property
+    def precision(self) -> Tensor:
+        """1 / (2 h²), (B,) float64; 0 where alpha = 0: there every row weighs the same."""
+        return (0.5 / self.kernel.variance(self.level)).to(self.x_t.device)
+
+
+class Negatives(ABC):
+    """A set of rows to stay away from (or, as a reference, to compare with).
+
+    Implemented by exact rows in memory, snapshots, following collections, unions and remote clients.
+    ``shape`` is one row's shape S, ``space`` says what the rows are ("pixels", or a VAE's fingerprint).
+    """
+
+    shape: tuple[int, ...]
+    space: str
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Rows in force."""
+
+    @property
+    @abstractmethod
+    def origins(self) -> tuple[Origin, ...]:
+        """The sets and versions that an answer comes from."""
+
+    @abstractmethod
+    def answer(self, query: Query) -> Partial:
+        """Answer a validated query over a set that has rows; engines implement this."""
+
+    @abstractmethod
+    def digests(self) -> dict[int, str]:
+        """{id: sha256 of the row's stored bytes} of the rows in force."""
+
+    @abstractmethod
+    def holds(self, digests: Collection[str]) -> set[str]:
+        """Those of the digests that belong to rows in force here."""
+
+    @abstractmethod
+    def without(self, digests: Collection[str]) -> Negatives:
+        """An immutable view of now that leaves out the rows with these digests."""
+
+    def pin(self) -> Negatives:
+        """An immutable view of now, for a whole image; an immutable set is its own."""
+        return self
+
+    def posterior(
+        self,
+        x_t: Tensor,
+        level: NoiseLevel,
+        *,
+        k: int | None = None,
+        error: float | None = None,
+        kernel: Kernel | None = None,
+    ) -> Partial:
+        """Summarise the rows in force as seen from ``x_t``.
+
+        x_t: (B, *S), in the set's own space, x_t = alpha x_0 + sigma eps.
+        k: at most this many heaviest rows are read in full and named; None leaves it to the engine.
+            An exact set reads every row whatever k, and names k of them.
+        error: the stated error to reach, relative to the set's rms radius; an exact set's is 0.
+        kernel: None takes the literal kernel (Kim et al. 2025, Eq. 6).
+        At alpha = 0 the answer is the plain mean with log_norm = log N.
+        Raises EmptySet, ShapeMismatch, NotFinite, OutOfRange; never returns NaN and never "nothing near".
+        """
+        pinned = self.pin()
+        return pinned.answer(pinned._validated(x_t, level, k, error, kernel))
+
+    def _validated(
+        self, x_t: Tensor, level: NoiseLevel, k: int | None, error: float | None, kernel: Kernel | None
+    ) -> Query:
+        count = len(self)
+        if count == 0:
+            raise EmptySet(
+                "the set has no row in force, so nothing can be said about what is near; add rows, or detach the guard"
+            )
+        if x_t.dim() == 0 or tuple(x_t.shape[1:]) != self.shape:
+            raise ShapeMismatch(
+                f"query of shape {tuple(x_t.shape)} for rows of shape {self.shape}; "
+                f"give (B, {', '.join(map(str, self.shape))})"
+            )
+        if k is not None and not 1 <= k <= count:
+            raise OutOfRange(f"k = {k}, and the set has {count} rows in force; give 1 <= k <= {count}, or None")
+        if error is not None and not 0 < error < float("inf"):
+            raise OutOfRange(f"error = {error}; give a positive target such as 0.02, or None")
+        if not bool(torch.isfinite(x_t).all()):
+            raise NotFinite("the query holds NaN or Inf: the model diverged, or half precision overflowed")
+        return Query(x_t, level.expand(len(x_t)), kernel or LITERAL, k, error)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:  # noqa: B027, a set in memory has nothing to let go of
+        """Let go of files and connections, where there are some."""
+
+
+def row_elements(shape: tuple[int, ...]) -> int:
+    """D, the number of elements of a row of this shape; raises ShapeMismatch for no shape at all."""
+    if not shape or any(n < 1 for n in shape):
+        raise ShapeMismatch(f"row shape {shape}; give at least one dimension, each at least 1, such as (4, 64, 64)")
+    return prod(shape)

@@ -1,0 +1,62 @@
+"""Sealed files of rows: HDF5 that every tool reads, mapped into memory without the library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from negindex.disk import Disk, sha256_of
+from negindex.errors import Damaged
+
+SEGMENT_BYTES = 1 << 30  # erasing a row rewrites at most this much
+
+
+def write_segment(disk: Disk, path: Path, set_id: str, rows: NDArray[np.floating], ids: NDArray[np.int64]) -> str:
+    """Seal rows (N, *S) and their ids (N,) in a new file; returns its sha256."""
+
+    def fill(file: BinaryIO) -> None:
+        with h5py.File(file, "w") as h5:
+            h5.attrs["set_id"] = set_id
+            h5.create_dataset("rows", data=rows)  # contiguous: no chunks, no filters
+            h5.create_dataset("ids", data=ids)
+
+    disk.create(path, fill)
+    return sha256_of(path)
+
+
+class Segment:
+    """One sealed file, open for reading."""
+
+    def __init__(self, path: Path, set_id: str, shape: tuple[int, ...], rows: int, size: int) -> None:
+        """Map the file; raises Damaged when it is not the one that the catalogue names."""
+        self.path = path
+        try:
+            found = path.stat().st_size
+            if found != size:
+                raise Damaged(f"{path} has {found} bytes, the catalogue says {size}; restore the file from a backup")
+            with h5py.File(path, "r") as h5:
+                if h5.attrs.get("set_id") != set_id:
+                    raise Damaged(f"{path} belongs to another collection; restore the file from a backup")
+                self.rows = _mapped(path, h5, "rows", (rows, *shape))  # (N, *S)
+                self.ids = np.array(_mapped(path, h5, "ids", (rows,)))  # (N,) int64
+        except (OSError, KeyError, RuntimeError) as error:
+            raise Damaged(f"{path} cannot be read as a segment ({error}); restore the file from a backup") from error
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def _mapped(path: Path, h5: h5py.File, name: str, shape: tuple[int, ...]) -> NDArray[np.generic]:
+    """The data set as a read-only map; refuses whatever would read another file or run a plugin."""
+    if not isinstance(h5.get(name, getlink=True), h5py.HardLink):
+        raise Damaged(f"{path}: {name!r} is a link to elsewhere; restore the file from a backup")
+    data = h5[name]
+    if not isinstance(data, h5py.Dataset) or data.shape != shape or data.external or data.is_virtual or data.chunks:
+        raise Damaged(
+            f"{path}: {name!r} is no contiguous data set of shape {shape} inside the file; restore it from a backup"
+        )
+    return np.memmap(path, data.dtype, "r", data.id.get_offset(), data.shape)

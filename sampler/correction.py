@@ -1,0 +1,148 @@
+"""One step's look: ask the sets, gate the answer, work out the change of x0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from negindex.errors import NotFinite, NothingToCompareWith, ShapeMismatch, SpaceMismatch
+from negindex.kernel import LITERAL, Kernel
+from negindex.negatives import Negatives
+from negindex.noise import NoiseLevel
+from negindex.partial import NEG_INF, Partial
+from negindex.sampler.gates import Gate, Ratio, log_ratio
+from negindex.sampler.rules import Rule, SafeDenoising, View, paired
+
+Window = Callable[[NoiseLevel], Tensor]  # level (B,) -> (B,) bool: where the guard acts
+
+
+class Look(NamedTuple):
+    """What one step saw and did."""
+
+    delta: Tensor  # (B, *S) float64, the change of x0
+    correction: Tensor  # (B,) float64, its L2 norm
+    log_odds: Tensor  # (B,) float64, -inf outside the window
+    level: NoiseLevel  # (B,)
+    unsafe: Partial
+    reference: Partial | None
+
+
+@dataclass(frozen=True)
+class Between:
+    """A window by noise level: act where low <= s <= high, s = sigma / alpha."""
+
+    low: float = 0.0
+    high: float = float("inf")
+
+    def __call__(self, level: NoiseLevel) -> Tensor:
+        return (level.s >= self.low) & (level.s <= self.high)
+
+    def __str__(self) -> str:
+        return f"{self.low:g} <= s <= {self.high:g}"
+
+
+@dataclass(frozen=True)
+class Correction:
+    """Sets, kernel, gate and rule, put together; the same for a denoiser and for a scheduler.
+
+    With a reference the default is the paired rule behind the ratio gate. Without one a gate must be
+    named: raises NothingToCompareWith and says the remedies.
+    """
+
+    negatives: Negatives
+    reference: Negatives | None = None
+    prior: float = 0.1
+    rule: Rule | None = None
+    gate: Gate | None = None
+    window: Window | None = None
+    kernel: Kernel = LITERAL
+    _pinned: dict[object, Correction] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.reference is None and isinstance(self.gate, Ratio):
+            object.__setattr__(self, "reference", self.gate.reference)
+        if self.reference is None and self.gate is None:
+            raise NothingToCompareWith(
+                "a guard with nothing to compare with: how near is near enough is unknown. Give reference=... "
+                "(benign images in the same space: the best remedy), calibrate the set and use a gate that its "
+                "held-out rows set, or name a gate, such as gate=Threshold(...)"
+            )
+        if self.gate is None and self.reference is not None:
+            object.__setattr__(self, "gate", Ratio(self.reference, self.prior))
+        if self.rule is None:
+            object.__setattr__(self, "rule", SafeDenoising() if self.reference is None else paired)
+        if self.reference is not None:
+            _check_comparable(self.negatives, self.reference)
+
+    def pin(self) -> Correction:
+        """The same with every set at its newest version, for a whole image.
+
+        A takedown wins over the reference: rows of the reference that are also negatives, byte for byte,
+        are set aside, since they would vouch for what is to be kept away.
+        """
+        negatives = self.negatives.pin()
+        references = [r.pin() for r in (self.reference, getattr(self.gate, "reference", None)) if r is not None]
+        versions = (negatives.origins, *(r.origins for r in references))
+        if versions not in self._pinned:
+            self._pinned.clear()
+            self._pinned[versions] = self._at(negatives)
+        return self._pinned[versions]
+
+    def _at(self, negatives: Negatives) -> Correction:
+        def benign(reference: Negatives) -> Negatives:
+            pinned = reference.pin()
+            return pinned.without(negatives.holds(pinned.digests().values()))
+
+        reference = None if self.reference is None else benign(self.reference)
+        gate = self.gate
+        if isinstance(gate, Ratio):
+            same = reference is not None and gate.reference is self.reference
+            gate = Ratio(reference if same and reference is not None else benign(gate.reference), gate.prior)
+        return replace(self, negatives=negatives, reference=reference, gate=gate)
+
+    def look(self, x_t: Tensor, x0: Tensor, level: NoiseLevel) -> Look:
+        """Ask for x_t at ``level`` and change the model's x0, both (B, *S); computed in float64."""
+        assert self.gate is not None
+        assert self.rule is not None
+        level = level.expand(len(x_t))
+        unsafe = self.negatives.posterior(x_t, level, kernel=self.kernel)
+        benign = None if self.reference is None else self.reference.posterior(x_t, level, kernel=self.kernel)
+        if isinstance(self.gate, Ratio) and benign is not None and self.gate.reference is self.reference:
+            log_odds = log_ratio(unsafe, benign, self.gate.prior)
+        else:
+            log_odds = _checked_odds(self.gate(x_t, level, unsafe), unsafe)
+        if self.window is not None:
+            log_odds = torch.where(self.window(level).to(log_odds.device), log_odds, NEG_INF)
+        delta = self.rule(View(x0.detach().to(torch.float64), unsafe, benign, log_odds))
+        if not bool(torch.isfinite(delta).all()):
+            raise NotFinite(
+                "the correction is NaN or Inf: the model's x0 diverged, or a rule divided by zero; no image was changed"
+            )
+        return Look(delta, delta.flatten(1).norm(dim=1), log_odds, level, unsafe, benign)
+
+
+def _check_comparable(negatives: Negatives, reference: Negatives) -> None:
+    if negatives.shape != reference.shape:
+        raise ShapeMismatch(
+            f"negatives of shape {negatives.shape}, reference of {reference.shape}; build both from images of one size"
+        )
+    if negatives.space != reference.space:
+        raise SpaceMismatch(
+            f"negatives in space {negatives.space!r}, reference in {reference.space!r}; encode both alike"
+        )
+
+
+def _checked_odds(log_odds: Tensor, partial: Partial) -> Tensor:
+    """What a caller's own gate returned, if it is a (B,) of odds."""
+    if log_odds.shape != partial.log_norm.shape:
+        raise ShapeMismatch(
+            f"the gate returned shape {tuple(log_odds.shape)}; "
+            f"return one log odds a sample, {tuple(partial.log_norm.shape)}"
+        )
+    if bool(torch.isnan(log_odds).any()):
+        raise NotFinite("the gate returned NaN; return -inf for 'surely benign' and +inf for 'surely unsafe'")
+    return log_odds.to(partial.log_norm)

@@ -1,0 +1,130 @@
+"""From image files to rows in a model's own space."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from negindex.errors import ImageRefused, OutOfRange
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+MAX_PIXELS = 64_000_000  # refused by the header, before anything is decoded
+PIXELS = "pixels"
+
+
+def space_of(pipe: Any) -> str:
+    """What a pipeline's samples are: "pixels", or its VAE's fingerprint and normalisation."""
+    vae = getattr(pipe, "vae", None)
+    if vae is None:
+        return PIXELS
+    digest = hashlib.sha256()
+    for name, weight in sorted(vae.state_dict().items()):
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} ".encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    norms = {key: vae.config.get(key) for key in ("scaling_factor", "shift_factor", "latents_mean", "latents_std")}
+    stated = " ".join(f"{key}={value}" for key, value in norms.items() if value is not None)
+    return f"vae {digest.hexdigest()[:16]} {stated}".strip()
+
+
+def images_in(source: Path) -> list[Path]:
+    """The image files of a folder, at any depth, in the order of their names; or the one file itself."""
+    if source.is_file():
+        return [source]
+    return sorted(p for p in source.rglob("*") if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode a file to 8 bits, mode "L" where it holds grey and "RGB" otherwise, upright, alpha over white.
+
+    Raises ImageRefused with the reason: no image, truncated, too many pixels, or pixels without a scale.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ImageRefused(
+                    f"{path.name} says {width} × {height} pixels; the limit is {MAX_PIXELS:,}, so make it smaller"
+                )
+            image.load()
+            return _flattened(ImageOps.exif_transpose(image), path)
+    except UnidentifiedImageError:
+        raise ImageRefused(f"{path.name} is no image that can be read; give {', '.join(IMAGE_SUFFIXES)}") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, ImageRefused):
+            raise
+        raise ImageRefused(f"{path.name} is damaged ({error}); replace the file") from error
+
+
+def _flattened(image: Image.Image, path: Path) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits of grey
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min(initial=0) < 0 or grey.max(initial=0) > 65535:
+            raise ImageRefused(f"{path.name} has grey values outside 0 to 65,535; save it with 8 or 16 bits")
+        return Image.fromarray((grey // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise ImageRefused(f"{path.name} has floating-point pixels without a scale; save it with 8 or 16 bits")
+    grey_mode = image.mode in ("1", "L", "LA", "La")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("L" if grey_mode else "RGB")
+
+
+def is_grey(path: Path) -> bool:
+    """Whether a file's header says that it holds grey; False for what cannot be read."""
+    try:
+        with Image.open(path) as image:
+            return image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+
+
+@dataclass(frozen=True)
+class PixelEncoder:
+    """Images to pixel rows (C, H, W) in [-1, 1]: scaled to cover, centre cropped, x = v / 127.5 - 1."""
+
+    height: int
+    width: int
+    channels: int
+
+    def __post_init__(self) -> None:
+        if self.height < 1 or self.width < 1 or self.channels not in (1, 3):
+            raise OutOfRange(
+                f"{self.channels} channels of {self.height} × {self.width}; give 1 or 3 channels and at least one pixel"
+            )
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (self.channels, self.height, self.width)
+
+    @property
+    def space(self) -> str:
+        return PIXELS
+
+    def encode(self, path: Path) -> NDArray[np.float32]:
+        """One file to one row; raises ImageRefused. Colour is never dropped in silence."""
+        image = read_image(path)
+        if self.channels == 1 and image.mode == "RGB":
+            red, green, blue = image.split()
+            if not red.tobytes() == green.tobytes() == blue.tobytes():
+                raise ImageRefused(f"{path.name} has colour, and the set holds grey rows; build a set with 3 channels")
+            image = red
+        elif self.channels == 3:
+            image = image.convert("RGB")
+        if image.size != (self.width, self.height):
+            image = ImageOps.fit(image, (self.width, self.height), Image.Resampling.LANCZOS)
+        pixels = np.asarray(image, np.float32).reshape(self.height, self.width, self.channels)
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1)) / np.float32(127.5) - np.float32(1)
+
+
+def to_images(samples: torch.Tensor) -> list[Image.Image]:
+    """Pixel samples (B, C, H, W) in [-1, 1] to 8-bit images; values beyond are clipped."""
+    levels = ((samples.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return [Image.fromarray(x.permute(1, 2, 0).squeeze(-1).numpy()) for x in levels]

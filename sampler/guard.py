@@ -1,0 +1,168 @@
+"""``guard(pipe, negatives, ...)``: an unchanged pipeline call whose samples stay away from a set.
+
+The one place that every pipeline passes is ``scheduler.step``. The guard swaps the scheduler's class for
+a subclass of the same name whose step is wrapped: isinstance, saving, signatures and deep copies go on
+working, and detaching puts the class back.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import weakref
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from negindex.errors import NotAllowed, SchedulerReplaced, SpaceMismatch
+from negindex.kernel import LITERAL, Kernel
+from negindex.negatives import Negatives
+from negindex.receipts import Receipt
+from negindex.sampler.correction import Correction, Window
+from negindex.sampler.encode import space_of
+from negindex.sampler.gates import Gate
+from negindex.sampler.record import Run
+from negindex.sampler.rules import Rule
+from negindex.sampler.schedules import family_of, read
+
+
+def guard(
+    pipe: Any,
+    negatives: Negatives,
+    reference: Negatives | None = None,
+    prior: float = 0.1,
+    *,
+    rule: Rule | None = None,
+    gate: Gate | None = None,
+    window: Window | None = None,
+    kernel: Kernel = LITERAL,
+) -> Guard:
+    """Guard a diffusers pipeline until ``detach`` (or the end of a ``with`` block).
+
+    pipe: any object with a ``scheduler`` of a known family (``schedules.FAMILIES``).
+    negatives: a ``Collection`` follows: each image is made under the version that is newest when the
+        pipeline sets its timesteps. A ``Snapshot`` or ``Exact`` stays as it is.
+    reference: benign rows in the same space; with one the rule is ``paired`` behind the ratio gate.
+    prior: P(unsafe) before the sample is looked at; high where the caller asks for the concept.
+    Raises, before anything is attached: NothingToCompareWith, SpaceMismatch, ShapeMismatch, UnsupportedScheduler.
+    """
+    correction = Correction(negatives, reference, prior, rule, gate, window, kernel)
+    space = space_of(pipe)
+    if negatives.space != space:
+        raise SpaceMismatch(
+            f"the set's rows live in space {negatives.space!r}, the pipeline's samples in {space!r}; "
+            "build the set with this pipeline's own encoder"
+        )
+    return Guard(pipe, correction)
+
+
+class Guard:
+    """A guard in place. ``receipts``: one an image of the latest call; ``detach()`` leaves no trace."""
+
+    def __init__(self, pipe: Any, correction: Correction) -> None:
+        self.pipe, self.correction = pipe, correction
+        self._scheduler = pipe.scheduler
+        self._family = family_of(self._scheduler)
+        self._running: weakref.WeakKeyDictionary[Any, Run] = weakref.WeakKeyDictionary()
+        self._runs: list[Run] = []
+        self._in_call = False
+        self._classes = {self._scheduler: type(self._scheduler), pipe: type(pipe)}
+        self._scheduler.__class__ = _guarded_scheduler(type(self._scheduler), self)
+        pipe.__class__ = _guarded_pipeline(type(pipe), self)
+        self._guarded = {obj: type(obj) for obj in self._classes}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        """Take the guard off; does nothing the second time. Guards come off in the reverse order."""
+        if any(type(obj) is not self._guarded[obj] for obj in self._classes):
+            raise NotAllowed("another guard was attached after this one; detach that one first")
+        for obj, kind in self._classes.items():
+            obj.__class__ = kind
+        self._classes = {}
+
+    @property
+    def receipts(self) -> list[Receipt]:
+        """One an image, in the order of the latest call's images."""
+        return [receipt for run in self._runs for receipt in run.receipts()]
+
+    # -- called from the wrapped classes ---------------------------------------------------
+
+    def _start(self, scheduler: Any) -> Run:
+        run = Run(self.correction.pin(), type(scheduler).__name__)
+        self._running[scheduler] = run
+        self._runs = [*self._runs, run] if self._in_call else [run]
+        return run
+
+    def _correct(self, scheduler: Any, given: dict[str, Any]) -> None:
+        """Replace the step's model output by the corrected one; ``given`` are its arguments by name."""
+        run = self._running.get(scheduler) or self._start(scheduler)
+        out, sample = given["model_output"], given["sample"]
+        channels = sample.shape[1]
+        mean, variance = out[:, :channels], out[:, channels:]  # a learned variance passes through
+        reading = read(scheduler, self._family, mean, given["timestep"], sample, given)
+        look = run.correction.look(sample, reading.x0, reading.level)
+        run.looks.append(look)
+        corrected = _add(mean, reading.jacobian * look.delta)
+        given["model_output"] = torch.cat([corrected, variance], 1) if variance.numel() else corrected
+
+    def _call(self, base: type, pipe: Any, args: Any, kwargs: Any) -> Any:
+        if pipe.scheduler is not self._scheduler:
+            raise SchedulerReplaced(
+                "the pipeline's scheduler was replaced after the guard was attached, so its samples would be "
+                "unguarded; detach, set the scheduler, then guard again"
+            )
+        self._in_call, self._runs = True, []
+        try:
+            result = base.__call__(pipe, *args, **kwargs)
+        finally:
+            self._in_call = False
+        if not any(run.looks for run in self._runs):
+            raise NotAllowed(
+                f"{base.__name__} returned without a step of the guarded scheduler, so its result is unguarded "
+                "and is withheld; guard the scheduler that makes the samples"
+            )
+        return result
+
+
+def _add(out: Tensor, change: Tensor) -> Tensor:
+    """out + change in out's dtype; bit for bit out where the change is zero."""
+    return torch.where(change == 0, out, (out.double() + change).to(out.dtype))
+
+
+def _guarded_scheduler(base: type, owner: Guard) -> type:
+    signature = inspect.signature(base.step)  # type: ignore[attr-defined]
+
+    @functools.wraps(base.step)  # type: ignore[attr-defined]
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(self, *args, **kwargs)
+        with torch.no_grad():
+            owner._correct(self, bound.arguments)
+        return base.step(*bound.args, **bound.kwargs)  # type: ignore[attr-defined]
+
+    @functools.wraps(base.set_timesteps)  # type: ignore[attr-defined]
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = base.set_timesteps(self, *args, **kwargs)  # type: ignore[attr-defined]
+        owner._start(self)
+        return result
+
+    return _twin(base, step=step, set_timesteps=set_timesteps)
+
+
+def _guarded_pipeline(base: type, owner: Guard) -> type:
+    @functools.wraps(base.__call__)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return owner._call(base, self, args, kwargs)
+
+    return _twin(base, __call__=call)
+
+
+def _twin(base: type, **methods: Any) -> type:
+    """A subclass that goes by the same name."""
+    names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+    return type(base.__name__, (base,), {**names, **methods})

@@ -1,0 +1,40 @@
+"""The ``negindex`` command. Parse, call one library function, print; heavy packages load only when needed."""
+
+from __future__ import annotations
+
+import importlib
+
+import click
+
+_COMMANDS = {  # name: (module, what `negindex --help` says)
+    "train-digits": ("train_digits", "Train the demo's small model on handwritten digits."),
+}
+
+
+class _LazyGroup(click.Group):
+    """Imports a command's module when it is asked for, so that `negindex --help` answers at once."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"negindex.tools.{_COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, said) for name, (_, said) in _COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="negindex")
+def main() -> None:
+    """Build a negation set, keep samples away from it, put takedowns into force.
+
+    \b
+    Exit codes: 0 done, 1 failed, 2 usage, 3 partly done, 10 not there, 11 locked,
+    12 not allowed, 13 integrity, 130 interrupted.
+    """

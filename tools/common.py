@@ -1,0 +1,31 @@
+"""What every command shares: errors become exit codes, data goes to stdout, progress to stderr."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import click
+
+from negindex.errors import NegindexError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PARTLY = 3  # exit code: some inputs went in, others were refused by name
+
+
+def errors_to_exit_codes(command: Callable[P, R]) -> Callable[P, R]:
+    """Print a typed error as one line on stderr and leave with the exit code of its class."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except NegindexError as error:
+            click.echo(f"negindex: {error}", err=True)
+            sys.exit(error.exit_code)
+
+    return run
