@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sqlite3
 import threading
@@ -12,11 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from negindex.disk import Disk
-from negindex.errors import Damaged, NewerFormat, NoCollection, UnknownVersion
+from negindex.errors import Damaged, Locked, NewerFormat, NoCollection, UnknownVersion
 
 FORMAT = 1
 _APPLICATION_ID = 0x6E656769  # "negi"
 _BATCH = 500  # keys asked for in one statement
+WAIT = 10.0  # seconds that another program may hold the database
 
 _SCHEMA = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
@@ -88,25 +90,21 @@ class Catalogue:
             raise NoCollection(
                 f"{path.parent} holds no collection ({path.name} is missing); make one with `negindex build`"
             )
-        try:
+        self._path = path
+        with self._asking():
             self._db = _connect(path)
-            application, found = self._pragma("application_id"), self._pragma("user_version")
-        except sqlite3.DatabaseError as error:
-            raise Damaged(f"{path} cannot be read ({error}); restore it from a backup") from error
-        if application != _APPLICATION_ID:
-            raise NoCollection(
-                f"{path} is a database, but not a negindex catalogue; name the directory of a collection"
-            )
-        if found > FORMAT:
-            raise NewerFormat(
-                f"{path.parent} has format {found}, and this negindex reads up to {FORMAT}; install a newer negindex"
-            )
-        self.meta = self._read_meta()
+        try:
+            self._check_format()
+            self.meta = self._read_meta()
+        except BaseException:
+            self._db.close()
+            raise
 
     @staticmethod
     def create(path: Path, meta: Meta) -> None:
         """Write an empty catalogue at version 0."""
         db = _connect(path, mode="rwc")
+        db.execute("PRAGMA journal_mode = WAL")  # the file remembers it
         db.executescript(f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {FORMAT}; BEGIN; {_SCHEMA}")
         db.executemany("INSERT INTO meta VALUES (?, ?)", [(k, json.dumps(v)) for k, v in meta._asdict().items()])
         db.execute("INSERT INTO versions VALUES (0, ?, 'create', '', 0, 0)", (_now(),))
@@ -119,7 +117,7 @@ class Catalogue:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Everything read inside belongs to one version."""
-        with self._lock:
+        with self._asking():
             self._db.execute("BEGIN")
             try:
                 yield
@@ -128,13 +126,13 @@ class Catalogue:
 
     def newest(self) -> Version:
         """The version in force now."""
-        with self._lock:
+        with self._asking():
             row = self._db.execute("SELECT * FROM versions ORDER BY version DESC LIMIT 1").fetchone()
         return Version(*row)
 
     def version(self, number: int) -> Version:
         """One version; raises UnknownVersion."""
-        with self._lock:
+        with self._asking():
             row = self._db.execute("SELECT * FROM versions WHERE version = ?", (number,)).fetchone()
         if row is None:
             raise UnknownVersion(f"version {number}; the collection has versions 0 to {self.newest().version}")
@@ -142,12 +140,12 @@ class Catalogue:
 
     def versions(self) -> list[Version]:
         """The whole history, oldest first."""
-        with self._lock:
+        with self._asking():
             return [Version(*row) for row in self._db.execute("SELECT * FROM versions ORDER BY version")]
 
     def segments(self, version: int | None = None) -> list[SegmentRecord]:
         """The files that a version reads (all files when None)."""
-        with self._lock:
+        with self._asking():
             rows = self._db.execute(
                 "SELECT * FROM segments WHERE ?1 IS NULL OR added <= ?1 ORDER BY segment", (version,)
             ).fetchall()
@@ -155,12 +153,12 @@ class Catalogue:
 
     def withdrawn(self, version: int) -> list[tuple[int, int]]:
         """(segment, place) of each row that a version leaves out."""
-        with self._lock:
+        with self._asking():
             return self._db.execute("SELECT segment, place FROM rows WHERE withdrawn <= ?", (version,)).fetchall()
 
     def labelled(self, label: str) -> list[tuple[int, int]]:
         """(segment, place) of each row that was ever added under a label."""
-        with self._lock:
+        with self._asking():
             return self._db.execute("SELECT segment, place FROM rows WHERE label = ?", (label,)).fetchall()
 
     def in_force(self, source_keys: Sequence[str]) -> dict[str, tuple[int, str]]:
@@ -171,7 +169,7 @@ class Catalogue:
     def keys_in_force(self, label: str | None = None) -> list[str]:
         """All source keys in force, or those under one label, sorted."""
         sql = "SELECT source_key FROM rows WHERE withdrawn IS NULL AND (?1 IS NULL OR label = ?1) ORDER BY 1"
-        with self._lock:
+        with self._asking():
             return [key for (key,) in self._db.execute(sql, (label,))]
 
     def source_keys(self, ids: Sequence[int]) -> dict[int, str]:
@@ -191,7 +189,7 @@ class Catalogue:
 
     def next_id(self) -> int:
         """The first id that no row ever had."""
-        with self._lock:
+        with self._asking():
             row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'rows'").fetchone()
         return int(row[0]) + 1 if row else 1
 
@@ -220,13 +218,13 @@ class Catalogue:
         """Rows of a statement that ends in IN, however many values there are."""
         for start in range(0, len(values), _BATCH):
             some = values[start : start + _BATCH]
-            with self._lock:
+            with self._asking():
                 yield from self._db.execute(f"{sql} ({','.join('?' * len(some))})", some).fetchall()
 
     @contextmanager
     def _change(self, action: str, reason: str, changed: int) -> Iterator[int]:
         """One transaction, one version: all of it or none."""
-        with self._lock:
+        with self._asking():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 last = self.newest()
@@ -243,21 +241,63 @@ class Catalogue:
                     self._db.execute("ROLLBACK")
                 raise
 
-    def _pragma(self, name: str) -> int:
-        return int(self._db.execute(f"PRAGMA {name}").fetchone()[0])
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """One thread at a time; what SQLite reports is raised in this package's words."""
+        with self._lock:
+            try:
+                yield
+            except sqlite3.DatabaseError as error:
+                named = _named(error, self._path)
+                if named is None:
+                    raise
+                raise named from error
+
+    def _check_format(self) -> None:
+        with self._asking():
+            application, found = (
+                self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
+            )
+        if application != _APPLICATION_ID:
+            raise NoCollection(f"{self._path} is not a negindex catalogue; name the directory of a collection")
+        if found > FORMAT:
+            raise NewerFormat(
+                f"{self._path.parent} has format {found}, and this negindex reads up to {FORMAT}; "
+                "install a newer negindex"
+            )
 
     def _read_meta(self) -> Meta:
-        with self._lock:
-            stored = {key: json.loads(value) for key, value in self._db.execute("SELECT key, value FROM meta")}
-        return Meta(stored["set_id"], tuple(stored["shape"]), stored["space"], stored["dtype"])
+        with self._asking():
+            found = self._db.execute("SELECT key, value FROM meta").fetchall()
+        try:
+            stored = {key: json.loads(value) for key, value in found}
+            return Meta(stored["set_id"], tuple(stored["shape"]), stored["space"], stored["dtype"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise Damaged(
+                f"{self._path} does not say what the collection is ({error!r}); restore it from a backup"
+            ) from error
+
+
+def _named(error: sqlite3.DatabaseError, path: Path) -> Exception | None:
+    """What the caller can do something about; None for a mistake in this module."""
+    primary = getattr(error, "sqlite_errorcode", -1) & 0xFF  # the rest says where in SQLite it happened
+    if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):  # bytes, or tables, not ours
+        return Damaged(f"{path} cannot be read ({error}); restore it from a backup")
+    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return Locked(f"{path} is held by another program ({error}); try again when it is done")
+    if primary == sqlite3.SQLITE_FULL:
+        return OSError(errno.ENOSPC, f"{error}; make room, then try again", str(path))
+    if primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+        return OSError(errno.EIO, f"{error}; check the disk and its permissions, then try again", str(path))
+    return None
 
 
 def _connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
     db = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=10, check_same_thread=False
+        f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=WAIT, check_same_thread=False
     )
     try:
-        db.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")
+        db.executescript("PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")
     except sqlite3.DatabaseError:
         db.close()
         raise

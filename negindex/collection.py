@@ -10,6 +10,7 @@ Write order, with what a crash in each gap leaves behind:
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 import threading
 import uuid
@@ -19,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -41,6 +43,7 @@ from negindex.snapshot import Snapshot
 
 DTYPES = ("float16", "float32")
 _CATALOGUE, _SEGMENTS = "catalogue.sqlite", "segments"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Collection(Negatives):
@@ -128,7 +131,9 @@ class Collection(Negatives):
             known = self._catalogue.in_force(keys)
             other = [key for key, digest in zip(keys, digests, strict=True) if known.get(key, (0, digest))[1] != digest]
             if other:
-                raise DuplicateKey(f"{_some(other)} in force with other bytes; withdraw first, or use another key")
+                raise DuplicateKey(
+                    f"{_some(other)} in force with other bytes; withdraw first, or use another key", other
+                )
             fresh = np.array([i for i, key in enumerate(keys) if key not in known], np.int64)
             if not len(fresh):
                 return self.newest().version
@@ -222,14 +227,16 @@ class Collection(Negatives):
     # -- inside ----------------------------------------------------------------------------
 
     def _as_stored(self, rows: Tensor | ArrayLike) -> NDArray[np.floating]:
-        array = np.asarray(rows.detach().cpu() if isinstance(rows, Tensor) else rows)
+        if isinstance(rows, Tensor):  # numpy has no bfloat16
+            rows = rows.detach().cpu().to(torch.float32 if rows.dtype == torch.bfloat16 else rows.dtype)
+        array = np.asarray(rows)
         if array.ndim < 1 or array.shape[1:] != self.shape:
             raise ShapeMismatch(
                 f"rows of shape {array.shape} for a collection of {self.shape} rows; give (N, *{self.shape})"
             )
         with np.errstate(over="ignore"):
             stored = np.ascontiguousarray(array, dtype=self.dtype)
-        bad = np.flatnonzero(~np.isfinite(stored.reshape(len(stored), -1)).all(1))
+        bad = np.flatnonzero(~np.isfinite(stored).all(axis=tuple(range(1, stored.ndim))))
         if len(bad):
             raise NotFinite(
                 f"{len(bad)} of {len(stored)} rows hold NaN, Inf, or values beyond {self.dtype}'s "
@@ -246,7 +253,7 @@ class Collection(Negatives):
     def _segment(self, record: SegmentRecord) -> Segment:
         if record.file not in self._segments:
             path = self.path / _SEGMENTS / record.file
-            self._segments[record.file] = Segment(path, self.set_id, self.shape, record.rows, record.bytes)
+            self._segments[record.file] = Segment(path, self.set_id, self.shape, record.rows, record.bytes, self.dtype)
         return self._segments[record.file]
 
     def _sweep(self) -> None:
@@ -254,7 +261,7 @@ class Collection(Negatives):
         try:
             with writer_lock(self.path, wait=0):
                 named = {record.file for record in self._catalogue.segments()}
-                for path in (self.path / _SEGMENTS).iterdir():
+                for path in (self.path / _SEGMENTS).glob("*.h5*"):
                     if path.name not in named:
                         path.unlink()
         except Locked:
@@ -267,8 +274,11 @@ def _check_keys(source_keys: Sequence[str], rows: int) -> list[str]:
     keys = list(source_keys)
     if len(keys) != rows:
         raise ShapeMismatch(f"{len(keys)} source keys for {rows} rows; give one key a row")
-    if not all(isinstance(key, str) and key for key in keys):
-        raise InvalidInput("a source key is empty or no text; give each row its upstream's name")
+    strange = [key for key in keys if not (key and _is_text(key))]
+    if strange:
+        raise InvalidInput(
+            f"{_some(strange)} no source key: empty, or no Unicode text; give each row its upstream's name"
+        )
     if len(set(keys)) != len(keys):
         twice = [key for key, times in Counter(keys).items() if times > 1]
         raise DuplicateKey(f"{_some(twice)} given more than once in one call; give each key once")
@@ -276,13 +286,20 @@ def _check_keys(source_keys: Sequence[str], rows: int) -> list[str]:
 
 
 def _spread(label: str | Sequence[str | None] | None, rows: int) -> list[str | None]:
-    if label is None or isinstance(label, str):
-        return [label] * rows
+    label = [label] * rows if label is None or isinstance(label, str) else label
     if len(label) != rows:
         raise ShapeMismatch(f"{len(label)} labels for {rows} rows; give one for all, or one a row")
+    strange = [one for one in label if not (one is None or _is_text(one))]
+    if strange:
+        raise InvalidInput(f"{_some(strange)} no label; give Unicode text, or None")
     return list(label)
 
 
-def _some(keys: Sequence[str]) -> str:
+def _is_text(value: object) -> bool:
+    """Whether the record can hold it: a lone surrogate, as in an undecodable file name, it cannot."""
+    return isinstance(value, str) and not _SURROGATE.search(value)
+
+
+def _some(keys: Sequence[object]) -> str:
     shown = ", ".join(repr(key) for key in keys[:5])
     return f"{shown} and {len(keys) - 5} more are" if len(keys) > 5 else f"{shown} {'is' if len(keys) == 1 else 'are'}"

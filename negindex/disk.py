@@ -52,7 +52,7 @@ class Disk:
     def create(self, path: Path, fill: Callable[[BinaryIO], None]) -> None:
         """Make ``path`` with what ``fill`` writes: afterwards it is whole and on the disk.
 
-        On an error nothing is left under ``path``; after a crash, at most a file ending in ASIDE,
+        On an error nothing is left; after a crash, at most a file ending in ASIDE,
         or a finished file that nothing names yet.
         """
         aside = path.with_name(path.name + ASIDE)
@@ -64,6 +64,7 @@ class Disk:
             self.sync_directory(path.parent)
         except BaseException:
             aside.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             raise
 
 

@@ -28,6 +28,8 @@ Every message gives the value, the limit and the remedy.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class NegindexError(Exception):
     """The root: `except NegindexError` catches everything that negindex raises on purpose."""
@@ -66,7 +68,11 @@ class KernelMismatch(InvalidInput):
 
 
 class DuplicateKey(InvalidInput):
-    """A source key that is in force was added again with other bytes."""
+    """A source key that is in force was added again with other bytes; ``keys`` says which."""
+
+    def __init__(self, message: str, keys: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.keys = tuple(keys)
 
 
 class ImageRefused(InvalidInput):

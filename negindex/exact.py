@@ -5,16 +5,17 @@ from __future__ import annotations
 import hashlib
 from abc import abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from functools import reduce
+from functools import cached_property, reduce
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from negindex.errors import DuplicateKey, NotFinite, ShapeMismatch
 from negindex.kernel import squared_distances
-from negindex.negatives import HEAVIEST, Negatives, Query, row_elements
+from negindex.negatives import Negatives, Query, row_elements
 from negindex.partial import NEG_INF, Heaviest, Origin, Partial
 
 BLOCK_ELEMENTS = 1 << 22  # 32 MiB of float64 at a time, however large the set
@@ -36,8 +37,9 @@ class Scan(Negatives):
 
     def answer(self, query: Query) -> Partial:
         size = max(1, BLOCK_ELEMENTS // row_elements(self.shape))
-        parts = (weigh(block, query, self.shape, self.origins) for block in self.blocks(size))
-        return reduce(Partial.merge, parts).to(query.x_t.device)
+        origins = self.origins
+        parts = (weigh(block, query, self.shape, origins) for block in self.blocks(size))
+        return reduce(query.merge, parts).to(query.x_t.device)
 
 
 def weigh(block: Block, query: Query, shape: tuple[int, ...], origins: tuple[Origin, ...]) -> Partial:
@@ -51,7 +53,8 @@ def weigh(block: Block, query: Query, shape: tuple[int, ...], origins: tuple[Ori
         query.kernel.reduce(query.y.to(device)), query.kernel.reduce(rows)
     )
     log_weight = -distances * query.precision.to(device)[:, None]
-    named, place = log_weight.topk(min(query.k or HEAVIEST, len(rows)), dim=1)
+    named, place = log_weight.topk(min(query.named, len(rows)), dim=1)
+    left_over = (0, query.named - named.shape[1])
     log_norm = log_weight.logsumexp(1)
     return Partial(
         log_norm=log_norm,
@@ -59,7 +62,11 @@ def weigh(block: Block, query: Query, shape: tuple[int, ...], origins: tuple[Ori
         log_tail=torch.full_like(log_norm, NEG_INF),
         log_unread=torch.full_like(log_norm, NEG_INF),
         error=torch.zeros_like(log_norm),
-        heaviest=Heaviest(torch.zeros_like(place), block.ids[place], named),
+        heaviest=Heaviest(
+            origin=pad(torch.zeros_like(place), left_over),
+            ids=pad(block.ids[place], left_over, value=-1),
+            log_weight=pad(named, left_over, value=NEG_INF),
+        ),
         count=len(rows),
         kernel=query.kernel,
         origins=origins,
@@ -69,7 +76,8 @@ def weigh(block: Block, query: Query, shape: tuple[int, ...], origins: tuple[Ori
 class Exact(Scan):
     """Negatives over an array in memory; immutable.
 
-    rows: (N, *S), torch or numpy, any float dtype, kept as given; N may be 0.
+    rows: (N, *S), torch or numpy, any float dtype, kept as given and not copied: leave the array as it is.
+        N may be 0.
     ids: (N,) distinct integers >= 0, or None for 0 … N - 1.
     device: where the rows live and are weighed; answers come back on the query's device.
 
@@ -101,29 +109,30 @@ class Exact(Scan):
         self._ids = torch.arange(len(self._rows)) if ids is None else torch.as_tensor(ids, dtype=torch.int64)
         _check_ids(self._ids, len(self._rows))
         self._ids = self._ids.to(self._rows.device)
-        self._digests: dict[int, str] | None = None
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    @property
-    def origins(self) -> tuple[Origin, ...]:
+    @cached_property
+    def origins(self) -> tuple[Origin, ...]:  # type: ignore[override]  # computed once: it hashes every row
         whole = hashlib.sha256(repr(self.digests()).encode())
         return (Origin(f"exact:{whole.hexdigest()[:32]}", 0),)
 
     def digests(self) -> dict[int, str]:
-        if self._digests is None:
-            rows = self._rows.cpu().contiguous().flatten(1).view(torch.uint8).numpy()
-            self._digests = {
-                int(i): hashlib.sha256(row.tobytes()).hexdigest() for i, row in zip(self._ids, rows, strict=True)
-            }
         return self._digests
+
+    @cached_property
+    def _digests(self) -> dict[int, str]:
+        rows = self._rows.cpu().contiguous().flatten(1).view(torch.uint8).numpy()
+        return {int(i): hashlib.sha256(row.tobytes()).hexdigest() for i, row in zip(self._ids, rows, strict=True)}
 
     def holds(self, digests: Collection[str]) -> set[str]:
         return set(digests) & set(self.digests().values())
 
     def without(self, digests: Collection[str]) -> Exact:
-        gone = set(digests)
+        gone = self.holds(digests)
+        if not gone:
+            return self
         keep = torch.tensor([digest not in gone for digest in self.digests().values()], dtype=torch.bool)
         return Exact(self._rows[keep], self._ids[keep], space=self.space)
 

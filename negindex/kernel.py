@@ -28,8 +28,8 @@ class Kernel:
 
     >>> Kernel().name
     'literal'
-    >>> Kernel(temperatures=[(0.6, 1.0)]).variance(NoiseLevel(1.0, torch.tensor([0.1, 0.6, 2.0]))).tolist()
-    [0.36, 0.36, 4.0]
+    >>> Kernel(temperatures=[(0.5, 1.0)]).variance(NoiseLevel(1.0, torch.tensor([0.125, 0.5, 2.0]))).tolist()
+    [0.25, 0.25, 4.0]
     """
 
     def __init__(self, temperatures: Iterable[tuple[float, float]] = (), projection: Tensor | None = None) -> None:
@@ -72,9 +72,9 @@ class Kernel:
 
     def variance(self, level: NoiseLevel) -> Tensor:
         """h² = tau(s) s², shape as the level's, float64; inf where alpha = 0."""
-        s = level.s.numpy()
         if not self.temperatures:
-            return torch.from_numpy(np.square(s))
+            return level.s.square()
+        s = level.s.numpy()
         at, tau = np.array(self.temperatures).T
         with np.errstate(over="ignore"):
             inside = np.exp(np.interp(np.log(s), np.log(at), np.log(tau * at**2)))

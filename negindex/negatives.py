@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Self
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from negindex.errors import EmptySet, NotFinite, OutOfRange, ShapeMismatch
 from negindex.kernel import LITERAL, Kernel
 from negindex.noise import NoiseLevel
-from negindex.partial import Origin, Partial
+from negindex.partial import Heaviest, Origin, Partial
 
 HEAVIEST = 8  # rows that an answer names unless it is asked for another number
 
@@ -28,6 +28,15 @@ class Query:
     kernel: Kernel
     k: int | None
     error: float | None
+
+    @property
+    def named(self) -> int:
+        """How many heaviest rows an engine's answer has places for; id -1 fills those left over."""
+        return self.k or HEAVIEST
+
+    def merge(self, one: Partial, other: Partial) -> Partial:
+        """Two answers to this query as one; of however many parts, it names no more rows than were asked for."""
+        return _naming(one.merge(other), self.named)
 
     @property
     def y(self) -> Tensor:
@@ -101,7 +110,10 @@ class Negatives(ABC):
         Raises EmptySet, ShapeMismatch, NotFinite, OutOfRange; never returns NaN and never "nothing near".
         """
         pinned = self.pin()
-        return pinned.answer(pinned._validated(x_t, level, k, error, kernel))
+        query = pinned._validated(x_t, level, k, error, kernel)
+        told = pinned.answer(query)
+        _check_answer(told, query)
+        return _naming(told, min(query.named, told.count))
 
     def _validated(
         self, x_t: Tensor, level: NoiseLevel, k: int | None, error: float | None, kernel: Kernel | None
@@ -132,6 +144,20 @@ class Negatives(ABC):
 
     def close(self) -> None:  # noqa: B027, a set in memory has nothing to let go of
         """Let go of files and connections, where there are some."""
+
+
+def _naming(told: Partial, rows: int) -> Partial:
+    """The answer with places for no more than so many heaviest rows."""
+    return replace(told, heaviest=Heaviest(*(part[:, :rows] for part in told.heaviest)))
+
+
+def _check_answer(told: Partial, query: Query) -> None:
+    """Weights may leave float64's range where sigma / alpha or the sample is absurd: say so, never answer NaN."""
+    if not bool(torch.isfinite(told.log_norm).all() & torch.isfinite(told.mean).all()):
+        raise OutOfRange(
+            f"weights beyond float64 at sigma / alpha = {query.level.s.unique().tolist()}, largest |x_t| = "
+            f"{float(query.x_t.abs().max()):g}; give a noise level and a sample that a model can have made"
+        )
 
 
 def row_elements(shape: tuple[int, ...]) -> int:

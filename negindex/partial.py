@@ -87,7 +87,7 @@ class Partial:
                 f"answers of shapes {tuple(self.mean.shape)} and {tuple(other.mean.shape)} cannot be merged"
             )
         log_norm = torch.logaddexp(self.log_norm, other.log_norm)
-        ours, theirs = _share(self.log_norm, log_norm), _share(other.log_norm, log_norm)
+        ours, theirs = _convex(self.log_norm, other.log_norm)
         origins = tuple(dict.fromkeys(self.origins + other.origins))
         return Partial(
             log_norm=log_norm,
@@ -118,8 +118,24 @@ def _share(log_part: Tensor, log_whole: Tensor) -> Tensor:
     return torch.where(log_part == NEG_INF, 0.0, torch.exp(log_part - log_whole))
 
 
+def _convex(log_a: Tensor, log_b: Tensor) -> tuple[Tensor, Tensor]:
+    """The shares of two weights in their sum, from their difference: they add up to 1 however large the logs."""
+    a, b = torch.sigmoid(log_a - log_b), torch.sigmoid(log_b - log_a)
+    return torch.where(log_a == NEG_INF, 0.0, a), torch.where(log_b == NEG_INF, 0.0, b)
+
+
 def _scale(share: Tensor, mean: Tensor) -> Tensor:
     return share.reshape(-1, *[1] * (mean.dim() - 1)) * mean
+
+
+def _places(a: Partial, b: Partial) -> int:
+    """How many heaviest rows both can name together: all, or as many as the one that was asked for fewest.
+
+    An answer with as many places as rows names them all; any other number is the k that it was asked for.
+    """
+    widths = [part.heaviest.ids.shape[1] for part in (a, b)]
+    asked = [width for width, part in zip(widths, (a, b), strict=True) if width != part.count]
+    return min(asked, default=sum(widths))
 
 
 def _merge_heaviest(a: Partial, b: Partial, origins: tuple[Origin, ...]) -> Heaviest:
@@ -128,7 +144,7 @@ def _merge_heaviest(a: Partial, b: Partial, origins: tuple[Origin, ...]) -> Heav
         return place[part.heaviest.origin]
 
     log_weight = torch.cat([a.heaviest.log_weight, b.heaviest.log_weight], 1)
-    width = max(a.heaviest.ids.shape[1], b.heaviest.ids.shape[1])
+    width = _places(a, b)
     log_weight, order = log_weight.sort(dim=1, descending=True, stable=True)
     order = order[:, :width]
     return Heaviest(

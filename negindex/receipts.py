@@ -17,7 +17,7 @@ class SetStated:
 
     set_id: str
     version: int
-    rows_in_force: int
+    rows: int
 
 
 @dataclass(frozen=True)

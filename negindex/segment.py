@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import BinaryIO
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from negindex.disk import Disk, sha256_of
 from negindex.errors import Damaged
@@ -16,7 +17,10 @@ SEGMENT_BYTES = 1 << 30  # erasing a row rewrites at most this much
 
 
 def write_segment(disk: Disk, path: Path, set_id: str, rows: NDArray[np.floating], ids: NDArray[np.int64]) -> str:
-    """Seal rows (N, *S) and their ids (N,) in a new file; returns its sha256."""
+    """Seal rows (N, *S) and their ids (N,) in a new file, and read them back; returns its sha256.
+
+    Raises OSError when the disk did not keep what was written, before anything names the file.
+    """
 
     def fill(file: BinaryIO) -> None:
         with h5py.File(file, "w") as h5:
@@ -25,13 +29,21 @@ def write_segment(disk: Disk, path: Path, set_id: str, rows: NDArray[np.floating
             h5.create_dataset("ids", data=ids)
 
     disk.create(path, fill)
+    try:
+        kept = Segment(path, set_id, rows.shape[1:], len(rows), path.stat().st_size, rows.dtype)
+        same = np.array_equal(kept.rows, rows) and np.array_equal(kept.ids, ids)
+    except Damaged:
+        same = False
+    if not same:
+        path.unlink()
+        raise OSError(errno.EIO, "the disk did not keep what was written; check it, then try again", str(path))
     return sha256_of(path)
 
 
 class Segment:
     """One sealed file, open for reading."""
 
-    def __init__(self, path: Path, set_id: str, shape: tuple[int, ...], rows: int, size: int) -> None:
+    def __init__(self, path: Path, set_id: str, shape: tuple[int, ...], rows: int, size: int, dtype: DTypeLike) -> None:
         """Map the file; raises Damaged when it is not the one that the catalogue names."""
         self.path = path
         try:
@@ -41,22 +53,24 @@ class Segment:
             with h5py.File(path, "r") as h5:
                 if h5.attrs.get("set_id") != set_id:
                     raise Damaged(f"{path} belongs to another collection; restore the file from a backup")
-                self.rows = _mapped(path, h5, "rows", (rows, *shape))  # (N, *S)
-                self.ids = np.array(_mapped(path, h5, "ids", (rows,)))  # (N,) int64
-        except (OSError, KeyError, RuntimeError) as error:
+                self.rows = _mapped(path, h5, "rows", (rows, *shape), dtype)  # (N, *S)
+                self.ids = np.array(_mapped(path, h5, "ids", (rows,), np.int64))  # (N,) int64
+        except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
             raise Damaged(f"{path} cannot be read as a segment ({error}); restore the file from a backup") from error
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
-def _mapped(path: Path, h5: h5py.File, name: str, shape: tuple[int, ...]) -> NDArray[np.generic]:
+def _mapped(path: Path, h5: h5py.File, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.generic]:
     """The data set as a read-only map; refuses whatever would read another file or run a plugin."""
     if not isinstance(h5.get(name, getlink=True), h5py.HardLink):
         raise Damaged(f"{path}: {name!r} is a link to elsewhere; restore the file from a backup")
     data = h5[name]
-    if not isinstance(data, h5py.Dataset) or data.shape != shape or data.external or data.is_virtual or data.chunks:
+    plain = isinstance(data, h5py.Dataset) and not (data.external or data.is_virtual or data.chunks)
+    if not plain or data.shape != shape or data.dtype != dtype or data.id.get_offset() is None:
         raise Damaged(
-            f"{path}: {name!r} is no contiguous data set of shape {shape} inside the file; restore it from a backup"
+            f"{path}: {name!r} is no contiguous data set of {np.dtype(dtype)} and shape {shape} inside the file; "
+            "restore it from a backup"
         )
-    return np.memmap(path, data.dtype, "r", data.id.get_offset(), data.shape)
+    return np.memmap(path, dtype, "r", data.id.get_offset(), shape)

@@ -42,7 +42,7 @@ class Union(Negatives):
         return Union(member.pin() for member in self.members)
 
     def answer(self, query: Query) -> Partial:
-        return reduce(Partial.merge, (m.answer(query) for m in self.members if len(m)))
+        return reduce(query.merge, (m.answer(query) for m in self.members if len(m)))
 
     def digests(self) -> dict[int, str]:
         found = [digest for member in self.members for digest in member.digests().values()]
