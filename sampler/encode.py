@@ -56,7 +56,9 @@ def read_image(path: Path) -> Image.Image:
             return _flattened(ImageOps.exif_transpose(image), path)
     except UnidentifiedImageError:
         raise ImageRefused(f"{path.name} is no image that can be read; give {', '.join(IMAGE_SUFFIXES)}") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise ImageRefused(f"{path.name}: {error}; the limit is {MAX_PIXELS:,}, so make it smaller") from None
+    except (OSError, SyntaxError, ValueError) as error:
         if isinstance(error, ImageRefused):
             raise
         raise ImageRefused(f"{path.name} is damaged ({error}); replace the file") from error

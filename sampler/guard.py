@@ -67,10 +67,12 @@ class Guard:
         self._running: weakref.WeakKeyDictionary[Any, Run] = weakref.WeakKeyDictionary()
         self._runs: list[Run] = []
         self._in_call = False
-        self._classes = {self._scheduler: type(self._scheduler), pipe: type(pipe)}
-        self._scheduler.__class__ = _guarded_scheduler(type(self._scheduler), self)
-        pipe.__class__ = _guarded_pipeline(type(pipe), self)
-        self._guarded = {obj: type(obj) for obj in self._classes}
+        self._attached = [
+            (pipe, type(pipe), _guarded_pipeline(type(pipe), self)),
+            (self._scheduler, type(self._scheduler), _guarded_scheduler(type(self._scheduler), self)),
+        ]
+        for obj, _, twin in self._attached:
+            obj.__class__ = twin
 
     def __enter__(self) -> Self:
         return self
@@ -80,11 +82,11 @@ class Guard:
 
     def detach(self) -> None:
         """Take the guard off; does nothing the second time. Guards come off in the reverse order."""
-        if any(type(obj) is not self._guarded[obj] for obj in self._classes):
+        if any(type(obj) is not twin for obj, _, twin in self._attached):
             raise NotAllowed("another guard was attached after this one; detach that one first")
-        for obj, kind in self._classes.items():
+        for obj, kind, _ in self._attached:
             obj.__class__ = kind
-        self._classes = {}
+        self._attached = []
 
     @property
     def receipts(self) -> list[Receipt]:
@@ -107,7 +109,7 @@ class Guard:
         mean, variance = out[:, :channels], out[:, channels:]  # a learned variance passes through
         reading = read(scheduler, self._family, mean, given["timestep"], sample, given)
         look = run.correction.look(sample, reading.x0, reading.level)
-        run.looks.append(look)
+        run.record(look)
         corrected = _add(mean, reading.jacobian * look.delta)
         given["model_output"] = torch.cat([corrected, variance], 1) if variance.numel() else corrected
 
@@ -118,11 +120,12 @@ class Guard:
                 "unguarded; detach, set the scheduler, then guard again"
             )
         self._in_call, self._runs = True, []
+        self._running.clear()  # no call goes on with the versions of an earlier one
         try:
             result = base.__call__(pipe, *args, **kwargs)
         finally:
             self._in_call = False
-        if not any(run.looks for run in self._runs):
+        if not any(run.seen for run in self._runs):
             raise NotAllowed(
                 f"{base.__name__} returned without a step of the guarded scheduler, so its result is unguarded "
                 "and is withheld; guard the scheduler that makes the samples"

@@ -49,10 +49,11 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
         size = unet.config.sample_size
         x = randn_tensor((len(labels), unet.config.in_channels, size, size), generator, self.device, unet.dtype)
         scheduler.set_timesteps(num_inference_steps, device=self.device)
-        x = x * scheduler.init_noise_sigma
+        x = x * getattr(scheduler, "init_noise_sigma", 1.0)  # flow matching scales neither noise nor input
+        as_input = getattr(scheduler, "scale_model_input", lambda sample, t: sample)
         guided = guidance_scale != 1 and bool((labels != self.no_class).any())
         for t in self.progress_bar(scheduler.timesteps):
-            scaled = scheduler.scale_model_input(x, t)
+            scaled = as_input(x, t)
             if guided:
                 both = torch.cat([labels, torch.full_like(labels, self.no_class)])
                 conditional, free = unet(torch.cat([scaled, scaled]), t, class_labels=both).sample.chunk(2)
@@ -79,7 +80,7 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
 def load_pipeline(folder: Path | str, **options: Any) -> Any:
     """Open a pipeline that ``save_pretrained`` wrote; nothing is fetched and no code in it is run.
 
-    options: handed to ``from_pretrained``, such as ``torch_dtype``.
+    options: handed to ``from_pretrained``, such as ``dtype``.
     """
     index = Path(folder) / "model_index.json"
     if not index.is_file():

@@ -5,15 +5,21 @@ from __future__ import annotations
 import platform
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, NamedTuple
 
 import negindex
 from negindex.negatives import Negatives
-from negindex.partial import Partial
 from negindex.receipts import HeavyRow, Receipt, SetStated, Step
 from negindex.sampler.correction import Correction, Look
 from negindex.snapshot import Snapshot
 from negindex.union import Union
+
+
+class Seen(NamedTuple):
+    """What is kept of a look: figures, not images; a column a sample."""
+
+    figures: dict[str, list[float]]  # the fields of a receipt's Step, each (B,)
+    heaviest: list[list[tuple[str, int, float]]]  # (B, H) of set id, row id, log-weight
 
 
 class Run:
@@ -22,11 +28,27 @@ class Run:
     def __init__(self, correction: Correction, scheduler: str) -> None:
         self.correction, self.scheduler = correction, scheduler
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
-        self.looks: list[Look] = []
+        self.seen: list[Seen] = []
+
+    def record(self, look: Look) -> None:
+        """Keep what a step saw."""
+        said = look.unsafe
+        figures = {
+            "alpha": look.level.alpha,
+            "sigma": look.level.sigma,
+            "log_norm": said.log_norm,
+            "captured": said.captured,
+            "stated_error": said.error,
+            "log_odds": look.log_odds,
+            "correction": look.correction,
+        }
+        rows = zip(*(part.tolist() for part in said.heaviest), strict=True)
+        heaviest = [[(said.origins[o].set_id, i, w) for o, i, w in zip(*row, strict=True) if i >= 0] for row in rows]
+        self.seen.append(Seen({name: column.tolist() for name, column in figures.items()}, heaviest))
 
     def receipts(self) -> list[Receipt]:
         """One an image of the batch."""
-        if not self.looks:
+        if not self.seen:
             return []
         correction, keys = self.correction, self._source_keys()
         common: dict[str, Any] = {
@@ -42,12 +64,12 @@ class Run:
             "degraded_steps": 0,
             "libraries": _libraries(),
         }
-        batch = len(self.looks[0].log_odds)
-        return [Receipt(**common, steps=tuple(_step(look, i, keys) for look in self.looks)) for i in range(batch)]
+        batch = len(self.seen[0].heaviest)
+        return [Receipt(**common, steps=tuple(_step(seen, i, keys) for seen in self.seen)) for i in range(batch)]
 
     def _source_keys(self) -> dict[tuple[str, int], str]:
         """{(set id, row id): source key} of every row that a step names."""
-        ids = sorted({int(i) for look in self.looks for i in look.unsafe.heaviest.ids.flatten() if i >= 0})
+        ids = sorted({row_id for seen in self.seen for rows in seen.heaviest for _, row_id, _ in rows})
         return {
             (origin.set_id, row_id): key
             for member in _members(self.correction.negatives)
@@ -67,24 +89,9 @@ def _stated(negatives: Negatives) -> list[SetStated]:
     return [SetStated(origin.set_id, origin.version, len(m)) for m in _members(negatives) for origin in m.origins]
 
 
-def _step(look: Look, i: int, keys: dict[tuple[str, int], str]) -> Step:
-    said = look.unsafe
-    return Step(
-        alpha=float(look.level.alpha[i]),
-        sigma=float(look.level.sigma[i]),
-        log_norm=float(said.log_norm[i]),
-        captured=float(said.captured[i]),
-        stated_error=float(said.error[i]),
-        log_odds=float(look.log_odds[i]),
-        correction=float(look.correction[i]),
-        heaviest=tuple(_heavy(said, i, keys)),
-    )
-
-
-def _heavy(said: Partial, i: int, keys: dict[tuple[str, int], str]) -> list[HeavyRow]:
-    rows = zip(*(part[i].tolist() for part in said.heaviest), strict=True)
-    named = [(said.origins[origin].set_id, row_id, weight) for origin, row_id, weight in rows]
-    return [HeavyRow(set_id, row_id, keys.get((set_id, row_id)), weight) for set_id, row_id, weight in named]
+def _step(seen: Seen, i: int, keys: dict[tuple[str, int], str]) -> Step:
+    heaviest = tuple(HeavyRow(set_id, row, keys.get((set_id, row)), weight) for set_id, row, weight in seen.heaviest[i])
+    return Step(**{name: column[i] for name, column in seen.figures.items()}, heaviest=heaviest)
 
 
 def _named(part: object) -> str:

@@ -7,6 +7,12 @@ import importlib
 import click
 
 _COMMANDS = {  # name: (module, what `negindex --help` says)
+    "build": ("build", "Put images into a collection, making it when needed."),
+    "add": ("build", "Put more images in force in a collection."),
+    "withdraw": ("withdraw", "Take rows out of force."),
+    "status": ("status", "Say what a collection holds and what is in force."),
+    "generate": ("generate", "Sample images from a pipeline, guarded, with receipts."),
+    "demo": ("demo", "Show the main job on real images, and check it."),
     "train-digits": ("train_digits", "Train the demo's small model on handwritten digits."),
 }
 

@@ -15,6 +15,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 PARTLY = 3  # exit code: some inputs went in, others were refused by name
+INTERRUPTED = 130
 
 
 def errors_to_exit_codes(command: Callable[P, R]) -> Callable[P, R]:
@@ -27,5 +28,15 @@ def errors_to_exit_codes(command: Callable[P, R]) -> Callable[P, R]:
         except NegindexError as error:
             click.echo(f"negindex: {error}", err=True)
             sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("negindex: interrupted; what was acknowledged stays, run the same command again", err=True)
+            sys.exit(INTERRUPTED)
 
     return run
+
+
+def quiet_diffusers() -> None:
+    """Leave stderr to the command's own progress."""
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()
