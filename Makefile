@@ -1,0 +1,54 @@
+# make setup          the virtual environment, from pins
+# make demo           the main job on real images, and a check of its figures
+# make test           lint, types, tests (needs nothing but Python 3.11 and pip)
+# make test-wheel     the same tests and types against the built wheel, from another directory
+# make test-services  tests on data and servers from Debian packages; installs them with apt-get (root)
+# make check-long     checks of minutes rather than seconds: the demo's weights trained anew
+
+PYTHON ?= python3
+BIN := $(CURDIR)/.venv/bin
+READY := .venv/.ready
+DEBIAN_PACKAGES := dataset-fashion-mnist
+WHEEL := $(CURDIR)/build/installed
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: setup demo lint test test-wheel test-services check-long clean
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "negindex needs Python 3.11 or newer; run make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	@echo "installing pinned packages into .venv: about 6 GB, one to several minutes"
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: setup
+	$(BIN)/negindex demo --out demo
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint
+	$(BIN)/pytest -m "not long and not services"
+
+test-wheel: setup
+	rm -rf build
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation -w build/wheel .
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(WHEEL) build/wheel/*.whl
+	cd $(WHEEL) && MYPYPATH=$(WHEEL) $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p negindex
+	cp -r tests README.md CHANGELOG.md docs pyproject.toml $(WHEEL)/..
+	cd build && PYTHONPATH=$(WHEEL) $(BIN)/pytest -m "not long and not services" tests
+
+test-services: setup
+	apt-get update -qq
+	apt-get install -y -qq --no-install-recommends $(DEBIAN_PACKAGES)
+	$(BIN)/pytest -m services tests
+
+check-long: setup
+	$(BIN)/pytest -m long tests
+
+clean:
+	rm -rf .venv build demo *.egg-info
