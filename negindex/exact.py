@@ -114,7 +114,7 @@ class Exact(Scan):
         return len(self._rows)
 
     @cached_property
-    def origins(self) -> tuple[Origin, ...]:  # type: ignore[override]  # computed once: it hashes every row
+    def origins(self) -> tuple[Origin, ...]:  # computed once: it hashes every row
         whole = hashlib.sha256(repr(self.digests()).encode())
         return (Origin(f"exact:{whole.hexdigest()[:32]}", 0),)
 

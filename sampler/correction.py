@@ -85,23 +85,20 @@ class Correction:
         are set aside, since they would vouch for what is to be kept away.
         """
         negatives = self.negatives.pin()
-        references = [r.pin() for r in (self.reference, getattr(self.gate, "reference", None)) if r is not None]
-        versions = (negatives.origins, *(r.origins for r in references))
+        reference = None if self.reference is None else self.reference.pin()
+        named = self.gate.reference.pin() if isinstance(self.gate, Ratio) else None
+        versions = tuple(None if side is None else side.origins for side in (negatives, reference, named))
         if versions not in self._pinned:
             self._pinned.clear()
-            self._pinned[versions] = self._at(negatives)
+            self._pinned[versions] = self._at(negatives, reference, named)
         return self._pinned[versions]
 
-    def _at(self, negatives: Negatives) -> Correction:
-        def benign(reference: Negatives) -> Negatives:
-            pinned = reference.pin()
-            return pinned.without(negatives.holds(pinned.digests().values()))
-
-        reference = None if self.reference is None else benign(self.reference)
-        gate = self.gate
-        if isinstance(gate, Ratio):
-            same = reference is not None and gate.reference is self.reference
-            gate = Ratio(reference if same and reference is not None else benign(gate.reference), gate.prior)
+    def _at(self, negatives: Negatives, reference: Negatives | None, named: Negatives | None) -> Correction:
+        """Fixed to pinned sets; ``named`` is the ratio gate's own reference, most often the same one."""
+        shared = isinstance(self.gate, Ratio) and self.gate.reference is self.reference
+        reference = None if reference is None else _less(reference, negatives)
+        named = reference if shared or named is None else _less(named, negatives)
+        gate = self.gate if named is None or not isinstance(self.gate, Ratio) else Ratio(named, self.gate.prior)
         return replace(self, negatives=negatives, reference=reference, gate=gate)
 
     def look(self, x_t: Tensor, x0: Tensor, level: NoiseLevel) -> Look:
@@ -123,6 +120,11 @@ class Correction:
                 "the correction is NaN or Inf: the model's x0 diverged, or a rule divided by zero; no image was changed"
             )
         return Look(delta, delta.flatten(1).norm(dim=1), log_odds, level, unsafe, benign)
+
+
+def _less(reference: Negatives, negatives: Negatives) -> Negatives:
+    """The reference without the rows that are negatives too."""
+    return reference.without(negatives.holds(reference.digests().values()))
 
 
 def _check_comparable(negatives: Negatives, reference: Negatives) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def read_image(path: Path) -> Image.Image:
     Raises ImageRefused with the reason: no image, truncated, too many pixels, or pixels without a scale.
     """
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ImageRefused(
@@ -62,6 +63,13 @@ def read_image(path: Path) -> Image.Image:
         if isinstance(error, ImageRefused):
             raise
         raise ImageRefused(f"{path.name} is damaged ({error}); replace the file") from error
+
+
+def _opened(path: Path) -> Image.Image:
+    """Read the header; Pillow's own warning of many pixels is left to MAX_PIXELS, which refuses sooner."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(path)
 
 
 def _flattened(image: Image.Image, path: Path) -> Image.Image:
@@ -82,7 +90,7 @@ def _flattened(image: Image.Image, path: Path) -> Image.Image:
 def is_grey(path: Path) -> bool:
     """Whether a file's header says that it holds grey; False for what cannot be read."""
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             return image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False
