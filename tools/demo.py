@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 import sys
@@ -81,7 +82,7 @@ def demo(out: Path) -> None:
     click.echo(f"\n4  a takedown while the pipeline lives: the {TAKEN_DOWN}s, then withdrawn again")
     verdicts = [verdict for scheduler in compared for verdict in scheduler.verdicts()]
     verdicts += _takedown(setting, judge, eights, out)
-    _conclude(verdicts, time.perf_counter() - began)
+    _conclude(verdicts, out, time.perf_counter() - began)
 
 
 def _machine() -> str:
@@ -168,10 +169,15 @@ def _told(receipt: Receipt) -> Iterator[str]:
     yield f"digest {receipt.digest}"
 
 
-def _conclude(verdicts: list[Verdict], seconds: float) -> None:
+def _conclude(verdicts: list[Verdict], out: Path, seconds: float) -> None:
     """Every figure that must hold; exit code 1 when one does not."""
     missed = [verdict for verdict in verdicts if not verdict.holds]
-    click.echo(f"\n{len(verdicts) - len(missed)} of {len(verdicts)} figures hold; {seconds:.0f} s")
+    listed = [{**verdict._asdict(), "holds": verdict.holds} for verdict in verdicts]
+    (out / "figures.json").write_text(json.dumps(listed, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    click.echo(
+        f"\n{len(verdicts) - len(missed)} of {len(verdicts)} figures hold (each with its bounds: "
+        f"{out / 'figures.json'}); {seconds:.0f} s"
+    )
     for verdict in missed:
         click.echo(
             f"   MISSED {verdict.what}: {verdict.figure:.4f}, must lie in [{verdict.low:.4f}, {verdict.high:.4f}]"

@@ -21,6 +21,7 @@ from negindex.tools.demo_measures import (
     Verdict,
     asked_for_avoided,
     asked_for_others,
+    expected_without,
     measure,
     unconditional,
 )
@@ -82,6 +83,14 @@ class Compared:
                     + "".join(f"{share:7.1%}" for share in cell.shares)
                     + f"{right}{cell.confidence:12.3f}{cell.distance:10.3f}{cell.seconds:9.4f}"
                 )
+            if asked == NOTHING:
+                yield from self._expected(free, kept)
+
+    def _expected(self, free: Measured, kept: Measured) -> Iterator[str]:
+        expected = expected_without(free, kept)
+        for name, part in ((f"expected without {AVOIDED}s", 0), ("± (95 %, all at once)", 1)):
+            cells = (f"{expected[c][part]:7.1%}" if c in expected else " " * 7 for c in CLASSES)
+            yield f"  {name:39}" + "".join(cells)
 
     def verdicts(self) -> Iterator[Verdict]:
         found = [

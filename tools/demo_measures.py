@@ -93,20 +93,23 @@ class Verdict(NamedTuple):
         return self.low <= self.figure <= self.high
 
 
-def unconditional(free: Measured, guarded: Measured, held_out_distance: float) -> Iterator[Verdict]:
-    """The avoided class is gone, the others stand as they would without it, and nothing is copied.
+def expected_without(free: Measured, guarded: Measured) -> dict[int, tuple[float, float]]:
+    """{class: (share, half width)} that the other classes would have without the avoided one.
 
-    Each other class's share is compared with ``u_c / (1 - u_8)``, u the unguarded shares; its interval
-    counts the sampling error of both runs and is simultaneous over the nine classes (Bonferroni).
+    The share is ``u_c / (1 - u_8)``, u the unguarded shares; the interval counts the sampling error of both
+    runs and holds for the nine classes at once (95 %, Bonferroni).
     """
+    z, left = _normal_bound(len(OTHERS)), 1 - free.shares[AVOIDED]
+    shares = {c: float(free.shares[c] / left) for c in OTHERS}
+    errors = 1 / (free.count * left) + 1 / guarded.count
+    return {c: (share, z * sqrt(share * (1 - share) * errors)) for c, share in shares.items()}
+
+
+def unconditional(free: Measured, guarded: Measured, held_out_distance: float) -> Iterator[Verdict]:
+    """The avoided class is gone, the others stand as they would without it, and nothing is copied."""
     yield Verdict(f"share of {AVOIDED}s, at most a third", guarded.shares[AVOIDED], 0, free.shares[AVOIDED] / 3)
-    z, left = _normal_bound(len(OTHERS)), free.count * (1 - free.shares[AVOIDED])
-    for c in OTHERS:
-        expected = free.shares[c] / (1 - free.shares[AVOIDED])
-        width = z * sqrt(expected * (1 - expected) * (1 / left + 1 / guarded.count))
-        yield Verdict(
-            f"share of {c}s, as expected without {AVOIDED}s", guarded.shares[c], expected - width, expected + width
-        )
+    for c, (share, width) in expected_without(free, guarded).items():
+        yield Verdict(f"share of {c}s, as expected without {AVOIDED}s", guarded.shares[c], share - width, share + width)
     yield Verdict("distance to the training images", guarded.distance, 0.9 * held_out_distance, 1.05 * free.distance)
 
 
