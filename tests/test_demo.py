@@ -56,7 +56,7 @@ def test_the_files_are_the_digits(demo_run):
 
 
 def cell(shares, right=None, distance=2.0, count=1000):
-    return Measured(np.zeros(count, np.int64), np.array(shares), right or {}, 0.9, distance, 0.01)
+    return Measured(np.zeros(count, np.int64), shares, right or {}, 0.9, distance, 0.01)
 
 
 EVEN = [0.1] * 10

@@ -51,7 +51,7 @@ class Measured:
     """One cell of the table: samples of one kind, guarded or not."""
 
     read: NDArray[np.int64]  # (N,) the class that each sample is read as
-    shares: NDArray[np.float64]  # (10,) share read as each class
+    shares: list[float]  # (10,) share read as each class
     right: dict[int, float]  # {class asked for: share read as it}; empty when nothing was asked for
     confidence: float
     distance: float
@@ -72,7 +72,7 @@ def measure(judge: Judge, samples: torch.Tensor, asked: list[int | None], second
     wanted = np.array([-1 if label is None else label for label in asked])
     return Measured(
         read=read,
-        shares=np.bincount(read, minlength=len(CLASSES)) / len(samples),
+        shares=(np.bincount(read, minlength=len(CLASSES)) / len(samples)).tolist(),
         right={int(c): float((read[wanted == c] == c).mean()) for c in np.unique(wanted[wanted >= 0])},
         confidence=float(confidence.mean()),
         distance=float(judge.distance(samples).mean()),
@@ -90,7 +90,7 @@ class Verdict(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        return self.low <= self.figure <= self.high
+        return bool(self.low <= self.figure <= self.high)
 
 
 def expected_without(free: Measured, guarded: Measured) -> dict[int, tuple[float, float]]:
@@ -100,7 +100,7 @@ def expected_without(free: Measured, guarded: Measured) -> dict[int, tuple[float
     runs and holds for the nine classes at once (95 %, Bonferroni).
     """
     z, left = _normal_bound(len(OTHERS)), 1 - free.shares[AVOIDED]
-    shares = {c: float(free.shares[c] / left) for c in OTHERS}
+    shares = {c: free.shares[c] / left for c in OTHERS}
     errors = 1 / (free.count * left) + 1 / guarded.count
     return {c: (share, z * sqrt(share * (1 - share) * errors)) for c, share in shares.items()}
 
