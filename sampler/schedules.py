@@ -6,7 +6,7 @@ makes a round trip through x0, so a correction of zero leaves the output bit for
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +29,8 @@ class Family(NamedTuple):
 
     alpha_sigma: Callable[[Any, Any], tuple[Tensor, Tensor]]  # (scheduler, timestep) -> alpha, sigma of `sample`
     predictions: tuple[str, ...]
-    refused: tuple[str, ...] = ()  # step arguments that change x_t inside the step
+    refused: tuple[str, ...] = ()  # step arguments that change x_t, or the output, where the guard cannot see it
+    preconditioned: bool = False  # the output is what EDM's network answers, not epsilon or v
 
 
 def _vp_by_timestep(scheduler: Any, timestep: Any) -> tuple[Tensor, Tensor]:
@@ -37,10 +38,14 @@ def _vp_by_timestep(scheduler: Any, timestep: Any) -> tuple[Tensor, Tensor]:
     return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
 
 
-def _current_sigma(scheduler: Any, timestep: Any) -> Tensor:
+def _step_index(scheduler: Any, timestep: Any) -> int:
     if scheduler.step_index is None:
         scheduler._init_step_index(timestep)
-    sigma: Tensor = scheduler.sigmas[scheduler.step_index].double()
+    return int(scheduler.step_index)
+
+
+def _current_sigma(scheduler: Any, timestep: Any) -> Tensor:
+    sigma: Tensor = scheduler.sigmas[_step_index(scheduler, timestep)].double()
     return sigma
 
 
@@ -54,69 +59,161 @@ def _ve(scheduler: Any, timestep: Any) -> tuple[Tensor, Tensor]:
     return torch.ones_like(sigma), sigma
 
 
+def _ve_by_halves(second: Callable[[Any, int], Tensor]) -> Callable[[Any, Any], tuple[Tensor, Tensor]]:
+    """A solver that asks the network twice a step; ``second`` says where its second state stands."""
+
+    def alpha_sigma(scheduler: Any, timestep: Any) -> tuple[Tensor, Tensor]:
+        i = _step_index(scheduler, timestep)
+        sigma = (scheduler.sigmas[i] if scheduler.state_in_first_order else second(scheduler, i)).double()
+        return torch.ones_like(sigma), sigma
+
+    return alpha_sigma
+
+
+def _halfway(scheduler: Any, i: int) -> Tensor:
+    """The midpoint in log sigma."""
+    between: Tensor = (scheduler.sigmas[i - 1].double() * scheduler.sigmas[i].double()).sqrt()
+    return between
+
+
 def _flow(scheduler: Any, timestep: Any) -> tuple[Tensor, Tensor]:
     sigma = _current_sigma(scheduler, timestep)
     return 1 - sigma, sigma
 
 
+def _trigflow(scheduler: Any, timestep: Any) -> tuple[Tensor, Tensor]:
+    """States are kept scaled by sigma_data: x_t = sigma_data (cos t x_0 + sin t eps)."""
+    angle = scheduler.timesteps[_step_index(scheduler, timestep)].double()
+    scale = float(scheduler.config.sigma_data)
+    return scale * angle.cos().clamp(min=0), scale * angle.sin()  # diffusers' first angle lies just beyond a right one
+
+
 _VP = ("epsilon", "v_prediction", "sample")
+_VP_OR_FLOW = (*_VP, "flow_prediction")
+_NOT_SAMPLE = ("epsilon", "v_prediction")
+_CHURN = ("s_churn",)
 FAMILIES: dict[str, Family] = {
+    # variance preserving, by the training schedule
     "DDIMScheduler": Family(_vp_by_timestep, _VP),
+    "DDIMParallelScheduler": Family(_vp_by_timestep, _VP),
     "DDPMScheduler": Family(_vp_by_timestep, _VP),
-    "DPMSolverMultistepScheduler": Family(_vp_by_sigma, (*_VP, "flow_prediction")),
-    "EulerDiscreteScheduler": Family(_ve, _VP, refused=("s_churn",)),
+    "DDPMParallelScheduler": Family(_vp_by_timestep, _VP),
+    "PNDMScheduler": Family(_vp_by_timestep, ("epsilon",)),  # with v it mixes outputs of several times
+    "LCMScheduler": Family(_vp_by_timestep, _VP),
+    "TCDScheduler": Family(_vp_by_timestep, _VP),
+    "CogVideoXDDIMScheduler": Family(_vp_by_timestep, _VP),
+    "CogVideoXDPMScheduler": Family(_vp_by_timestep, _VP),
+    # variance preserving, by their own sigmas; rectified flow where use_flow_sigmas says so
+    "DPMSolverMultistepScheduler": Family(_vp_by_sigma, _VP_OR_FLOW),
+    "DPMSolverSinglestepScheduler": Family(_vp_by_sigma, _VP_OR_FLOW),
+    "DEISMultistepScheduler": Family(_vp_by_sigma, _VP_OR_FLOW),
+    "UniPCMultistepScheduler": Family(_vp_by_sigma, _VP_OR_FLOW),
+    "SASolverScheduler": Family(_vp_by_sigma, _VP_OR_FLOW),
+    # variance exploding
+    "EulerDiscreteScheduler": Family(_ve, _VP, refused=_CHURN),
+    "EulerAncestralDiscreteScheduler": Family(_ve, _NOT_SAMPLE),
+    "LMSDiscreteScheduler": Family(_ve, _VP),
+    "HeunDiscreteScheduler": Family(_ve, _VP),  # in both halves sigmas[step_index]
+    "KDPM2DiscreteScheduler": Family(_ve_by_halves(lambda s, i: s.sigmas_interpol[i]), _NOT_SAMPLE),
+    "KDPM2AncestralDiscreteScheduler": Family(_ve_by_halves(lambda s, i: s.sigmas_interpol[i - 1]), _NOT_SAMPLE),
+    "DPMSolverSDEScheduler": Family(_ve_by_halves(_halfway), _NOT_SAMPLE),
+    # EDM's preconditioned networks
+    "EDMEulerScheduler": Family(_ve, _NOT_SAMPLE, refused=(*_CHURN, "pred_original_sample"), preconditioned=True),
+    "EDMDPMSolverMultistepScheduler": Family(_ve, _NOT_SAMPLE, preconditioned=True),
+    "CosineDPMSolverMultistepScheduler": Family(_ve, _NOT_SAMPLE, preconditioned=True),
+    # flow matching
     "FlowMatchEulerDiscreteScheduler": Family(_flow, ("flow_prediction",), refused=("per_token_timesteps",)),
+    "FlowMatchHeunDiscreteScheduler": Family(_flow, ("flow_prediction",), refused=_CHURN),
+    "FlowMatchLCMScheduler": Family(_flow, ("flow_prediction",)),
+    "LTXEulerAncestralRFScheduler": Family(_flow, ("flow_prediction",)),
+    "SCMScheduler": Family(_trigflow, ("trigflow",)),
+}
+_TOKENS = "its states are discrete tokens, which have no Gaussian noise level"
+_PRIOR = "it samples a prior's embeddings, which are no images"
+REFUSED: dict[str, str] = {
+    "AmusedScheduler": _TOKENS,
+    "BlockRefinementScheduler": _TOKENS,
+    "DiscreteDDIMScheduler": _TOKENS,
+    "VQDiffusionScheduler": _TOKENS,
+    "UnCLIPScheduler": _PRIOR,
+    "DDPMWuerstchenScheduler": _PRIOR,
+    "DDIMInverseScheduler": "it runs from an image to noise",
+    "DPMSolverMultistepInverseScheduler": "it runs from an image to noise",
+    "IPNDMScheduler": "it mixes states and outputs of several times before it is clear what x0 is",
+    "CMStochasticIterativeScheduler": "its boundary coefficients are not worked out here",
 }
 
 
 def family_of(scheduler: Any) -> Family:
-    """The family of a scheduler that the guard knows to read; raises UnsupportedScheduler otherwise."""
+    """The family of a scheduler that the guard knows to read; raises UnsupportedScheduler with the reason."""
     kind = type(scheduler)
     family = FAMILIES.get(kind.__name__) if kind.__module__.startswith("diffusers.schedulers.") else None
     if family is None:
+        reason = REFUSED.get(kind.__name__, "its step was never read")
         raise UnsupportedScheduler(
-            f"{kind.__module__}.{kind.__name__} is not a scheduler whose step can be read; "
-            f"use one of {', '.join(FAMILIES)}"
+            f"{kind.__module__}.{kind.__name__} cannot be guarded: {reason}; use one of {', '.join(FAMILIES)}"
         )
     if prediction_of(scheduler) not in family.predictions:
         raise UnsupportedScheduler(
             f"{kind.__name__} with prediction_type {prediction_of(scheduler)!r}; "
             f"use one of {', '.join(family.predictions)}"
         )
+    if scheduler.config.get("predict_x0") is False:
+        raise UnsupportedScheduler(
+            f"{kind.__name__} with predict_x0=False, which gives NaN also unguarded; use predict_x0=True"
+        )
     return family
 
 
 def prediction_of(scheduler: Any) -> str:
-    """What the model's output means: epsilon, v_prediction, sample or flow_prediction."""
+    """What the model's output means: epsilon, v_prediction, sample, flow_prediction or trigflow."""
     return str(scheduler.config.get("prediction_type", "flow_prediction"))
 
 
-def read(scheduler: Any, family: Family, out: Tensor, timestep: Any, sample: Tensor, extra: dict[str, Any]) -> Reading:
+def read(
+    scheduler: Any, family: Family, out: Tensor, timestep: Any, sample: Tensor, extra: Mapping[str, Any]
+) -> Reading:
     """Read a step's arguments: ``sample`` is x_t, ``out`` the model's output for it, both (B, *S).
 
-    extra: the step's other arguments, by name; those that would change x_t inside the step are refused.
+    extra: the step's other arguments, by name; those that would change x_t or the output behind the
+    guard's back are refused.
     """
     for name in family.refused:
-        if extra.get(name):
+        given = extra.get(name)
+        if given is not None and not (isinstance(given, int | float) and given == 0):
             raise OutOfRange(
-                f"{type(scheduler).__name__}.step({name}={extra[name]!r}) changes x_t where no guard can see it; "
-                "leave it out"
+                f"{type(scheduler).__name__}.step({name}=...) acts where no guard can see it; leave {name} out"
             )
     alpha, sigma = family.alpha_sigma(scheduler, timestep)
-    x0, jacobian = x0_and_jacobian(prediction_of(scheduler), sample.double(), out.double(), float(alpha), float(sigma))
+    a, s, prediction = float(alpha), float(sigma), prediction_of(scheduler)
+    if family.preconditioned:
+        sign = 1 if prediction == "epsilon" else -1
+        x0, jacobian = _preconditioned(sample.double(), out.double(), s, float(scheduler.config.sigma_data), sign)
+    else:
+        x0, jacobian = x0_and_jacobian(prediction, sample.double(), out.double(), a, s)
     return Reading(NoiseLevel(alpha, sigma), x0, jacobian)
 
 
 def x0_and_jacobian(prediction: str, x: Tensor, out: Tensor, a: float, s: float) -> tuple[Tensor, float]:
     """x0 from the output, and d out / d x0, for x = a x_0 + s eps.
 
-    v is defined for a² + s² = 1; an unscaled state (a = 1) is brought there first.
+    v is defined for a² + s² = 1, trigflow's output for states of any scale; an unscaled state (a = 1) is
+    brought there first.
     """
+    norm = (a * a + s * s) ** 0.5
     if prediction == "epsilon":
         return ((x - s * out) / a, -a / s) if a > 0 else (torch.zeros_like(x), 0.0)
     if prediction == "v_prediction":
-        norm = (a * a + s * s) ** 0.5
         return (a * x / norm - s * out) / norm, -norm / s
+    if prediction == "trigflow":  # the output is as large as the state: x0 = (cos t x - sin t out) / scale
+        return (a * x - s * out) / norm**2, -(norm**2) / s
     if prediction == "flow_prediction":
         return x - s * out, -1 / s
     return out, 1.0
+
+
+def _preconditioned(x: Tensor, out: Tensor, s: float, data: float, sign: int) -> tuple[Tensor, float]:
+    """x0 = c_skip x + c_out out (Karras et al. 2022, table 1), x = x_0 + s eps, sigma_data = ``data``."""
+    variance = s * s + data * data
+    c_skip, c_out = data * data / variance, sign * s * data / variance**0.5
+    return c_skip * x + c_out * out, 1 / c_out

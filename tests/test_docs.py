@@ -16,6 +16,7 @@ import negindex
 import negindex.sampler
 import negindex.testing
 import negindex.tools
+from negindex.sampler.schedules import FAMILIES, REFUSED
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -82,6 +83,11 @@ def test_links_between_the_documents_lead_somewhere():
     for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_scheduler_that_can_be_guarded_or_is_refused_stands_in_the_table():
+    page = (ROOT / "docs" / "schedulers.md").read_text(encoding="utf-8")
+    assert [name for name in [*FAMILIES, *REFUSED] if f"`{name}" not in page] == []
 
 
 def test_public_names_have_docstrings():

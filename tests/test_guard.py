@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, PNDMScheduler, UNet2DModel
+from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, IPNDMScheduler, UNet2DModel
 from diffusers import DPMSolverMultistepScheduler as DPMSolver
 from diffusers import EulerDiscreteScheduler as Euler
 from diffusers import FlowMatchEulerDiscreteScheduler as FlowMatch
@@ -166,7 +166,7 @@ REFUSED = {
     "a reference in another space": (SpaceMismatch, {"reference": Exact(ROWS, space="vae 1")}),
     "a reference of another shape": (ShapeMismatch, {"reference": Exact(torch.zeros(1, 3, 8, 8))}),
     "a prior of 1": (OutOfRange, {"reference": SAFE, "prior": 1.0}),
-    "a scheduler it cannot read": (UnsupportedScheduler, {"reference": SAFE, "scheduler": PNDMScheduler()}),
+    "a scheduler it cannot read": (UnsupportedScheduler, {"reference": SAFE, "scheduler": IPNDMScheduler()}),
 }
 
 
