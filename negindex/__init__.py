@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from negindex.errors import NegindexError
     from negindex.exact import Exact
     from negindex.kernel import LITERAL, Kernel
+    from negindex.near import Near
     from negindex.negatives import Negatives
     from negindex.noise import NoiseLevel
     from negindex.partial import Heaviest, Origin, Partial
@@ -23,6 +24,7 @@ __all__ = [
     "Exact",
     "Heaviest",
     "Kernel",
+    "Near",
     "Negatives",
     "NegindexError",
     "NoiseLevel",

@@ -36,7 +36,9 @@ from negindex.errors import (
     ShapeMismatch,
     UnknownKey,
 )
-from negindex.negatives import Negatives, Query, row_elements
+from negindex.moments import Moments
+from negindex.near import Near
+from negindex.negatives import Negatives, Query, Reach, row_elements
 from negindex.partial import Origin, Partial
 from negindex.segment import SEGMENT_BYTES, Segment, write_segment
 from negindex.snapshot import Snapshot
@@ -214,6 +216,12 @@ class Collection(Negatives):
 
     def answer(self, query: Query) -> Partial:
         return self.pin().answer(query)
+
+    def nearest(self, reach: Reach) -> Near:
+        return self.pin().nearest(reach)
+
+    def moments(self) -> Moments:
+        return self.pin().moments()
 
     def digests(self) -> dict[int, str]:
         return self.pin().digests()

@@ -15,7 +15,9 @@ from torch.nn.functional import pad
 
 from negindex.errors import DuplicateKey, NotFinite, ShapeMismatch
 from negindex.kernel import squared_distances
-from negindex.negatives import Negatives, Query, row_elements
+from negindex.moments import Moments
+from negindex.near import Near, most
+from negindex.negatives import Negatives, Query, Reach, row_elements
 from negindex.partial import NEG_INF, Heaviest, Origin, Partial
 
 BLOCK_ELEMENTS = 1 << 22  # 32 MiB of float64 at a time, however large the set
@@ -36,10 +38,22 @@ class Scan(Negatives):
         """The rows in force in blocks of at most ``size`` rows."""
 
     def answer(self, query: Query) -> Partial:
-        size = max(1, BLOCK_ELEMENTS // row_elements(self.shape))
         origins = self.origins
-        parts = (weigh(block, query, self.shape, origins) for block in self.blocks(size))
+        parts = (weigh(block, query, self.shape, origins) for block in self._all())
         return reduce(query.merge, parts).to(query.x_t.device)
+
+    def nearest(self, reach: Reach) -> Near:
+        origins = self.origins
+        parts = (measure(block, reach, self.shape, origins) for block in self._all())
+        return reduce(reach.merge, parts).to(reach.x.device)
+
+    def moments(self) -> Moments:
+        nothing = Moments(0, torch.zeros(row_elements(self.shape), dtype=torch.float64), 0.0)
+        return reduce(Moments.merge, map(_moments_of, self._all()), nothing)
+
+    def _all(self) -> Iterable[Block]:
+        """All rows in force, in blocks that keep memory bounded."""
+        return self.blocks(max(1, BLOCK_ELEMENTS // row_elements(self.shape)))
 
 
 def weigh(block: Block, query: Query, shape: tuple[int, ...], origins: tuple[Origin, ...]) -> Partial:
@@ -71,6 +85,32 @@ def weigh(block: Block, query: Query, shape: tuple[int, ...], origins: tuple[Ori
         kernel=query.kernel,
         origins=origins,
     )
+
+
+def measure(block: Block, reach: Reach, shape: tuple[int, ...], origins: tuple[Origin, ...]) -> Near:
+    """The rows of one block within reach, nearest first. Cost: B n D subtractions in float64."""
+    device = block.rows.device
+    rows = block.rows.to(torch.float64)  # (n, D)
+    x, radius = (part.to(device, torch.float64) for part in (reach.x.flatten(1), reach.radius))
+    distances = squared_distances(x, rows).sqrt()  # (B, n)
+    within = distances <= radius[:, None]
+    width = most(within.sum(1), reach.k)
+    place = distances.topk(width, dim=1, largest=False).indices  # (B, K)
+    found = within.gather(1, place)
+    kept = torch.where(found[..., None], rows[place], 0.0)  # (B, K, D)
+    return Near(
+        origin=torch.zeros_like(place),
+        ids=torch.where(found, block.ids[place], -1),
+        distances=torch.where(found, distances.gather(1, place), float("inf")),
+        rows=kept.reshape(*place.shape, *shape),
+        origins=origins,
+    )
+
+
+def _moments_of(block: Block) -> Moments:
+    rows = block.rows.to(torch.float64)
+    mean = rows.mean(0)
+    return Moments(len(rows), mean.cpu(), float((rows - mean).square().sum()))
 
 
 class Exact(Scan):

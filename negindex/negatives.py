@@ -11,8 +11,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from negindex.errors import EmptySet, NotFinite, OutOfRange, ShapeMismatch
+from negindex.errors import EmptySet, InvalidInput, NotFinite, OutOfRange, ShapeMismatch
 from negindex.kernel import LITERAL, Kernel
+from negindex.moments import Moments
+from negindex.near import Near
 from negindex.noise import NoiseLevel
 from negindex.partial import Heaviest, Origin, Partial
 
@@ -51,6 +53,19 @@ class Query:
         return (0.5 / self.kernel.variance(self.level)).to(self.x_t.device)
 
 
+@dataclass(frozen=True, eq=False)
+class Reach:
+    """A validated look-up of near rows, in the form that engines compute with."""
+
+    x: Tensor  # (B, *S) as asked
+    radius: Tensor  # (B,) float64; inf where only k limits
+    k: int | None
+
+    def merge(self, one: Near, other: Near) -> Near:
+        """Two answers to this look-up as one."""
+        return one.merge(other, self.k)
+
+
 class Negatives(ABC):
     """A set of rows to stay away from (or, as a reference, to compare with).
 
@@ -73,6 +88,14 @@ class Negatives(ABC):
     @abstractmethod
     def answer(self, query: Query) -> Partial:
         """Answer a validated query over a set that has rows; engines implement this."""
+
+    @abstractmethod
+    def nearest(self, reach: Reach) -> Near:
+        """Answer a validated look-up of near rows over a set that has rows; engines implement this."""
+
+    @abstractmethod
+    def moments(self) -> Moments:
+        """Count, mean and scatter of the rows in force. Cost: one pass over all rows."""
 
     @abstractmethod
     def digests(self) -> dict[int, str]:
@@ -115,25 +138,60 @@ class Negatives(ABC):
         _check_answer(told, query)
         return _naming(told, min(query.named, told.count))
 
-    def _validated(
-        self, x_t: Tensor, level: NoiseLevel, k: int | None, error: float | None, kernel: Kernel | None
-    ) -> Query:
-        count = len(self)
-        if count == 0:
+    def near(self, x: Tensor, radius: Tensor | float | None = None, k: int | None = None) -> Near:
+        """The rows in force nearest to clean samples, nearest first, by L2 distance over all dimensions.
+
+        x: (B, *S), in the set's own space; for a noisy sample give x_t / alpha.
+        radius: only rows at this distance or nearer, one number or (B,). k: at most so many rows a sample.
+            At least one is needed; a wide radius without k brings back every row that lies within.
+        Every row is compared in float64 by direct subtraction: a row finds itself at distance 0.
+        Raises EmptySet, ShapeMismatch, NotFinite, OutOfRange, and InvalidInput without radius and k.
+        """
+        pinned = self.pin()
+        near = pinned.nearest(pinned._within_reach(x, radius, k))
+        if bool((near.found & near.distances.isinf()).any()):
+            raise OutOfRange(
+                f"distances beyond float64, largest |x| = {float(x.abs().max()):g}; give samples that a model can "
+                "have made"
+            )
+        return near
+
+    def _within_reach(self, x: Tensor, radius: Tensor | float | None, k: int | None) -> Reach:
+        self._check_samples(x)
+        if radius is None and k is None:
+            raise InvalidInput("near what? give radius=..., or k=..., or both")
+        if k is not None and k < 1:
+            raise OutOfRange(f"k = {k}; give k >= 1, or None for every row within the radius")
+        within = torch.as_tensor(float("inf") if radius is None else radius, dtype=torch.float64).detach()
+        if within.dim() > 1 or within.shape not in ((), (1,), (len(x),)):
+            raise ShapeMismatch(f"radius of shape {tuple(within.shape)} for {len(x)} samples; give one, or one each")
+        if not bool((within >= 0).all()):
+            raise OutOfRange(f"radius = {within.tolist()}; give a distance >= 0, or None")
+        return Reach(x.detach(), within.to(x.device).expand(len(x)), k)
+
+    def _check_samples(self, x: Tensor) -> None:
+        """Whether there are rows, and samples to ask them about."""
+        if len(self) == 0:
             raise EmptySet(
                 "the set has no row in force, so nothing can be said about what is near; add rows, or detach the guard"
             )
-        if x_t.dim() == 0 or tuple(x_t.shape[1:]) != self.shape:
+        if x.dim() == 0 or tuple(x.shape[1:]) != self.shape:
             raise ShapeMismatch(
-                f"query of shape {tuple(x_t.shape)} for rows of shape {self.shape}; "
+                f"query of shape {tuple(x.shape)} for rows of shape {self.shape}; "
                 f"give (B, {', '.join(map(str, self.shape))})"
             )
+        if not bool(torch.isfinite(x).all()):
+            raise NotFinite("the query holds NaN or Inf: the model diverged, or half precision overflowed")
+
+    def _validated(
+        self, x_t: Tensor, level: NoiseLevel, k: int | None, error: float | None, kernel: Kernel | None
+    ) -> Query:
+        self._check_samples(x_t)
+        count = len(self)
         if k is not None and not 1 <= k <= count:
             raise OutOfRange(f"k = {k}, and the set has {count} rows in force; give 1 <= k <= {count}, or None")
         if error is not None and not 0 < error < float("inf"):
             raise OutOfRange(f"error = {error}; give a positive target such as 0.02, or None")
-        if not bool(torch.isfinite(x_t).all()):
-            raise NotFinite("the query holds NaN or Inf: the model diverged, or half precision overflowed")
         return Query(x_t, level.expand(len(x_t)), kernel or LITERAL, k, error)
 
     def __enter__(self) -> Self:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
+
+from negindex.errors import Damaged
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,10 @@ class Step:
     log_norm: float
     captured: float  # share of the posterior weight that was read row by row
     stated_error: float
-    log_odds: float  # of "x_0 is unsafe"; -inf outside the window
+    log_odds: float  # of "x_0 is unsafe"; -inf outside the window, +inf where copied
     correction: float  # L2 norm of the change of x0
     heaviest: tuple[HeavyRow, ...]
+    copied: bool = False  # the copy gate fired: a near-copy of one row
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Receipt:
     degraded_steps: int
     libraries: dict[str, str]
     image_sha256: str | None = None
+    copies: str = "none"  # the copy gate
 
     def bind(self, image: Any) -> Receipt:
         """The same receipt with the sha256 of the image's decoded pixels (a PIL image or an array)."""
@@ -78,6 +83,20 @@ class Receipt:
     def to_json(self, indent: int | None = 2) -> str:
         """Sorted keys; infinities as the text "-inf" and "inf", which every JSON reader takes."""
         return json.dumps(_plain(asdict(self)), indent=indent, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Receipt:
+        """The receipt that ``to_json`` wrote: equal, and with an equal digest.
+
+        Strict, since a receipt is evidence: raises Damaged for what is no JSON, for a field that is missing,
+        unknown, named twice or of another type, and for NaN.
+        """
+        try:
+            read = json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_number)
+        except (ValueError, RecursionError) as error:
+            raise Damaged(f"a receipt that is no JSON ({error}); take the copy beside the image") from error
+        receipt: Receipt = _built(cls, read, "receipt")
+        return receipt
 
     def save(self, path: Path | str) -> None:
         """Write the JSON to a file."""
@@ -99,3 +118,57 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not np.isfinite(value):
         return str(value)
     return value
+
+
+# -- from JSON -------------------------------------------------------------------------------------
+
+_INFINITIES = {"inf": float("inf"), "-inf": float("-inf")}
+
+
+def _built(kind: Any, value: Any, where: str) -> Any:
+    """``value`` out of JSON as the type that a field says: dataclasses, tuples, dictionaries, plain values."""
+    parts = get_args(kind)
+    if isinstance(kind, type) and is_dataclass(kind):
+        return _built_fields(kind, value, where)
+    if isinstance(kind, UnionType):
+        return None if value is None and type(None) in parts else _built(parts[0], value, where)
+    if get_origin(kind) is tuple and isinstance(value, list):
+        return tuple(_built(parts[0], inner, f"{where}[{i}]") for i, inner in enumerate(value))
+    if get_origin(kind) is dict and isinstance(value, dict):
+        return {_built(parts[0], key, where): _built(parts[1], v, f"{where}.{key}") for key, v in value.items()}
+    if kind is float and isinstance(value, str) and value in _INFINITIES:
+        return _INFINITIES[value]
+    if kind is float and type(value) is int and abs(value) < 1 << 53:
+        return float(value)  # other programs write 1.0 as 1
+    if type(value) is kind and not (kind is str and _lone_surrogate(value)):
+        return value
+    raise Damaged(f"{where} is {_shown(value)}, no {getattr(kind, '__name__', kind)}; take the copy beside the image")
+
+
+def _built_fields(kind: type[Any], value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise Damaged(f"{where} is {_shown(value)}, no {kind.__name__}; take the copy beside the image")
+    hints, names = get_type_hints(kind), {field.name for field in fields(kind)}
+    if value.keys() != names:
+        missing, unknown = sorted(names - value.keys()), sorted(value.keys() - names)
+        raise Damaged(f"{where} lacks {missing} and has unknown {unknown}; read it with the version that wrote it")
+    return kind(**{name: _built(hints[name], value[name], f"{where}.{name}") for name in names})
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError(f"a name given twice among {sorted(found)}")
+    return found
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _lone_surrogate(text: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if len(repr(value)) <= 40 else repr(value)[:37] + "..."

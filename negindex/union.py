@@ -6,7 +6,9 @@ from collections.abc import Collection, Iterable
 from functools import reduce
 
 from negindex.errors import EmptySet, ShapeMismatch, SpaceMismatch
-from negindex.negatives import Negatives, Query
+from negindex.moments import Moments
+from negindex.near import Near
+from negindex.negatives import Negatives, Query, Reach
 from negindex.partial import Origin, Partial
 
 
@@ -43,6 +45,12 @@ class Union(Negatives):
 
     def answer(self, query: Query) -> Partial:
         return reduce(query.merge, (m.answer(query) for m in self.members if len(m)))
+
+    def nearest(self, reach: Reach) -> Near:
+        return reduce(reach.merge, (m.nearest(reach) for m in self.members if len(m)))
+
+    def moments(self) -> Moments:
+        return reduce(Moments.merge, (m.moments() for m in self.members))
 
     def digests(self) -> dict[int, str]:
         found = [digest for member in self.members for digest in member.digests().values()]

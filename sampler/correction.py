@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -14,10 +13,10 @@ from negindex.kernel import LITERAL, Kernel
 from negindex.negatives import Negatives
 from negindex.noise import NoiseLevel
 from negindex.partial import NEG_INF, Partial
+from negindex.sampler.copies import CopyGate
 from negindex.sampler.gates import Gate, Ratio, log_ratio
-from negindex.sampler.rules import Rule, SafeDenoising, View, paired
-
-Window = Callable[[NoiseLevel], Tensor]  # level (B,) -> (B,) bool: where the guard acts
+from negindex.sampler.rules import Rule, SafeDenoising, View, needs_odds, paired
+from negindex.sampler.windows import Moment, Window
 
 
 class Look(NamedTuple):
@@ -25,24 +24,11 @@ class Look(NamedTuple):
 
     delta: Tensor  # (B, *S) float64, the change of x0
     correction: Tensor  # (B,) float64, its L2 norm
-    log_odds: Tensor  # (B,) float64, -inf outside the window
+    log_odds: Tensor  # (B,) float64, -inf outside the window, +inf where copied
     level: NoiseLevel  # (B,)
-    unsafe: Partial
+    unsafe: Partial  # what the set said, copies or not
     reference: Partial | None
-
-
-@dataclass(frozen=True)
-class Between:
-    """A window by noise level: act where low <= s <= high, s = sigma / alpha."""
-
-    low: float = 0.0
-    high: float = float("inf")
-
-    def __call__(self, level: NoiseLevel) -> Tensor:
-        return (level.s >= self.low) & (level.s <= self.high)
-
-    def __str__(self) -> str:
-        return f"{self.low:g} <= s <= {self.high:g}"
+    copied: Tensor  # (B,) bool, where the copy gate fired
 
 
 @dataclass(frozen=True)
@@ -50,7 +36,8 @@ class Correction:
     """Sets, kernel, gate and rule, put together; the same for a denoiser and for a scheduler.
 
     With a reference the default is the paired rule behind the ratio gate. Without one a gate must be
-    named: raises NothingToCompareWith and says the remedies.
+    named, or a rule that needs none: raises NothingToCompareWith and says the remedies.
+    window: where the gate is heard. copies: the copy gate, heard everywhere; None for none.
     """
 
     negatives: Negatives
@@ -60,16 +47,17 @@ class Correction:
     gate: Gate | None = None
     window: Window | None = None
     kernel: Kernel = LITERAL
+    copies: CopyGate | None = None
     _pinned: dict[object, Correction] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.reference is None and isinstance(self.gate, Ratio):
             object.__setattr__(self, "reference", self.gate.reference)
-        if self.reference is None and self.gate is None:
+        if self.reference is None and self.gate is None and (self.rule is None or needs_odds(self.rule)):
             raise NothingToCompareWith(
                 "a guard with nothing to compare with: how near is near enough is unknown. Give reference=... "
                 "(benign images in the same space: the best remedy), calibrate the set and use a gate that its "
-                "held-out rows set, or name a gate, such as gate=Threshold(...)"
+                "held-out rows set, or name a gate, such as gate=Threshold(...); rule=Spell(radius) needs none"
             )
         if self.gate is None and self.reference is not None:
             object.__setattr__(self, "gate", Ratio(self.reference, self.prior))
@@ -99,27 +87,45 @@ class Correction:
         reference = None if reference is None else _less(reference, negatives)
         named = reference if shared or named is None else _less(named, negatives)
         gate = self.gate if named is None or not isinstance(self.gate, Ratio) else Ratio(named, self.gate.prior)
-        return replace(self, negatives=negatives, reference=reference, gate=gate)
+        copies = None if self.copies is None else self.copies.sized(negatives, reference)
+        return replace(self, negatives=negatives, reference=reference, gate=gate, copies=copies)
 
-    def look(self, x_t: Tensor, x0: Tensor, level: NoiseLevel) -> Look:
-        """Ask for x_t at ``level`` and change the model's x0, both (B, *S); computed in float64."""
-        assert self.gate is not None
+    def look(
+        self, x_t: Tensor, x0: Tensor, level: NoiseLevel, timestep: float | None = None, fraction: float | None = None
+    ) -> Look:
+        """Ask for x_t at ``level`` and change the model's x0, both (B, *S); computed in float64.
+
+        timestep, fraction: what a scheduler knows beside the level, for windows that need it.
+        """
         assert self.rule is not None
         level = level.expand(len(x_t))
         unsafe = self.negatives.posterior(x_t, level, kernel=self.kernel)
         benign = None if self.reference is None else self.reference.posterior(x_t, level, kernel=self.kernel)
-        if isinstance(self.gate, Ratio) and benign is not None and self.gate.reference is self.reference:
-            log_odds = log_ratio(unsafe, benign, self.gate.prior)
-        else:
-            log_odds = _checked_odds(self.gate(x_t, level, unsafe), unsafe)
+        log_odds = self._odds(x_t, level, unsafe, benign)
         if self.window is not None:
-            log_odds = torch.where(self.window(level).to(log_odds.device), log_odds, NEG_INF)
-        delta = self.rule(View(x0.detach().to(torch.float64), unsafe, benign, log_odds))
+            acts = self.window(Moment(level, timestep, fraction)).to(log_odds.device)
+            log_odds = torch.where(acts, log_odds, NEG_INF)
+        copied, seen = torch.zeros_like(log_odds, dtype=torch.bool), unsafe
+        if self.copies is not None:
+            found = self.copies.sized(self.negatives, self.reference).find(x_t, level, self.negatives)
+            copied, seen = found.fires.to(log_odds.device), found.put_into(unsafe)
+            log_odds = log_odds.masked_fill(copied, float("inf"))
+        delta = self.rule(
+            View(x0.detach().to(torch.float64), seen, benign, log_odds, x_t.detach(), level, self.negatives)
+        )
         if not bool(torch.isfinite(delta).all()):
             raise NotFinite(
                 "the correction is NaN or Inf: the model's x0 diverged, or a rule divided by zero; no image was changed"
             )
-        return Look(delta, delta.flatten(1).norm(dim=1), log_odds, level, unsafe, benign)
+        return Look(delta, delta.flatten(1).norm(dim=1), log_odds, level, unsafe, benign, copied)
+
+    def _odds(self, x_t: Tensor, level: NoiseLevel, unsafe: Partial, benign: Partial | None) -> Tensor:
+        """(B,) what the gate says; certainty where the rule needs no gate and none was named."""
+        if self.gate is None:
+            return torch.full_like(unsafe.log_norm, float("inf"))
+        if isinstance(self.gate, Ratio) and benign is not None and self.gate.reference is self.reference:
+            return log_ratio(unsafe, benign, self.gate.prior)
+        return _checked_odds(self.gate(x_t, level, unsafe), unsafe)
 
 
 def _less(reference: Negatives, negatives: Negatives) -> Negatives:

@@ -9,9 +9,10 @@ from torch import Tensor
 from negindex.kernel import LITERAL, Kernel
 from negindex.negatives import Negatives
 from negindex.noise import NoiseLevel
-from negindex.sampler.correction import Correction, Window
+from negindex.sampler.correction import Correction
 from negindex.sampler.gates import Gate
 from negindex.sampler.rules import SafeDenoising, paired
+from negindex.sampler.windows import Window
 
 
 class Denoiser(Protocol):

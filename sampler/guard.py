@@ -10,21 +10,26 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor
 
-from negindex.errors import NotAllowed, SchedulerReplaced, SpaceMismatch
+from negindex.errors import InvalidInput, NegindexError, NotAllowed, SchedulerReplaced, SpaceMismatch
 from negindex.kernel import LITERAL, Kernel
 from negindex.negatives import Negatives
 from negindex.receipts import Receipt
-from negindex.sampler.correction import Correction, Window
+from negindex.sampler.copies import BY_DATA, CopyGate
+from negindex.sampler.correction import Correction
 from negindex.sampler.encode import space_of
 from negindex.sampler.gates import Gate
+from negindex.sampler.layout import layout_of, watched_pack
 from negindex.sampler.record import Run
 from negindex.sampler.rules import Rule
 from negindex.sampler.schedules import family_of, read
+from negindex.sampler.windows import Window
+
+OnError = Literal["raise", "last-good"]
 
 
 def guard(
@@ -37,6 +42,8 @@ def guard(
     gate: Gate | None = None,
     window: Window | None = None,
     kernel: Kernel = LITERAL,
+    copies: CopyGate | None = BY_DATA,
+    on_error: OnError = "raise",
 ) -> Guard:
     """Guard a diffusers pipeline until ``detach`` (or the end of a ``with`` block).
 
@@ -45,25 +52,35 @@ def guard(
         pipeline sets its timesteps. A ``Snapshot`` or ``Exact`` stays as it is.
     reference: benign rows in the same space; with one the rule is ``paired`` behind the ratio gate.
     prior: P(unsafe) before the sample is looked at; high where the caller asks for the concept.
+    window: where the gate is heard, such as Between(low, high), Timesteps(low, high), Fraction(low, high).
+    copies: the copy gate, heard everywhere: a near-copy of one negative is unsafe whatever the gate says. Its
+        radius is taken from the data unless one is named; None leaves it out, as the pure theorem does.
+    on_error: what becomes of a call when the newest version cannot be read. "raise", or "last-good": go on with
+        the versions that were last read, and count every step as degraded in the receipt. A look-up that fails
+        in the middle of a run, and a first version that cannot be read, raise in any case.
     Raises, before anything is attached: NothingToCompareWith, SpaceMismatch, ShapeMismatch, UnsupportedScheduler.
     """
-    correction = Correction(negatives, reference, prior, rule, gate, window, kernel)
+    correction = Correction(negatives, reference, prior, rule, gate, window, kernel, copies)
     space = space_of(pipe)
     if negatives.space != space:
         raise SpaceMismatch(
             f"the set's rows live in space {negatives.space!r}, the pipeline's samples in {space!r}; "
             "build the set with this pipeline's own encoder"
         )
-    return Guard(pipe, correction)
+    if on_error not in get_args(OnError):
+        raise InvalidInput(f"on_error = {on_error!r}; give one of {', '.join(get_args(OnError))}")
+    return Guard(pipe, correction, on_error)
 
 
 class Guard:
     """A guard in place. ``receipts``: one an image of the latest call; ``detach()`` leaves no trace."""
 
-    def __init__(self, pipe: Any, correction: Correction) -> None:
-        self.pipe, self.correction = pipe, correction
+    def __init__(self, pipe: Any, correction: Correction, on_error: OnError = "raise") -> None:
+        self.pipe, self.correction, self.on_error = pipe, correction, on_error
+        self._last_good: Correction | None = None
         self._scheduler = pipe.scheduler
         self._family = family_of(self._scheduler)
+        self._layout = layout_of(pipe, correction.negatives.shape)
         self._running: weakref.WeakKeyDictionary[Any, Run] = weakref.WeakKeyDictionary()
         self._runs: list[Run] = []
         self._in_call = False
@@ -96,7 +113,16 @@ class Guard:
     # -- called from the wrapped classes ---------------------------------------------------
 
     def _start(self, scheduler: Any) -> Run:
-        run = Run(self.correction.pin(), type(scheduler).__name__)
+        degraded = False
+        try:
+            self._last_good = self.correction.pin()
+        except InvalidInput:
+            raise
+        except (NegindexError, OSError):
+            if self.on_error == "raise" or self._last_good is None:
+                raise
+            degraded = True
+        run = Run(self._last_good, type(scheduler).__name__, degraded)
         self._running[scheduler] = run
         self._runs = [*self._runs, run] if self._in_call else [run]
         return run
@@ -108,9 +134,11 @@ class Guard:
         channels = sample.shape[1]
         mean, variance = out[:, :channels], out[:, channels:]  # a learned variance passes through
         reading = read(scheduler, self._family, mean, given["timestep"], sample, given)
-        look = run.correction.look(sample, reading.x0, reading.level)
+        x_t, x0 = self._layout.unpack(sample), self._layout.unpack(reading.x0)
+        timestep = float(given["timestep"])
+        look = run.correction.look(x_t, x0, reading.level, timestep, _fraction(scheduler, timestep))
         run.record(look)
-        corrected = _add(mean, reading.jacobian * look.delta)
+        corrected = _add(mean, reading.jacobian * self._layout.pack(look.delta, sample))
         given["model_output"] = torch.cat([corrected, variance], 1) if variance.numel() else corrected
 
     def _call(self, base: type, pipe: Any, args: Any, kwargs: Any) -> Any:
@@ -121,16 +149,25 @@ class Guard:
             )
         self._in_call, self._runs = True, []
         self._running.clear()  # no call goes on with the versions of an earlier one
+        self._layout = layout_of(pipe, self.correction.negatives.shape)
         try:
+            self._layout.called(base.__call__, (pipe, *args), kwargs)
             result = base.__call__(pipe, *args, **kwargs)
         finally:
             self._in_call = False
+            self._layout = layout_of(pipe, self.correction.negatives.shape)
         if not any(run.seen for run in self._runs):
             raise NotAllowed(
                 f"{base.__name__} returned without a step of the guarded scheduler, so its result is unguarded "
                 "and is withheld; guard the scheduler that makes the samples"
             )
         return result
+
+
+def _fraction(scheduler: Any, timestep: float) -> float | None:
+    """How many of the scheduler's timesteps come before this one, as a share of all; None if it is none of them."""
+    places = (torch.as_tensor(scheduler.timesteps) == timestep).nonzero()
+    return int(places[0]) / len(scheduler.timesteps) if len(places) else None
 
 
 def _add(out: Tensor, change: Tensor) -> Tensor:
@@ -162,7 +199,8 @@ def _guarded_pipeline(base: type, owner: Guard) -> type:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         return owner._call(base, self, args, kwargs)
 
-    return _twin(base, __call__=call)
+    packs = watched_pack(base, lambda *packing: owner._layout.packs(*packing))
+    return _twin(base, __call__=call, **packs)
 
 
 def _twin(base: type, **methods: Any) -> type:

@@ -18,15 +18,16 @@ from negindex.union import Union
 class Seen(NamedTuple):
     """What is kept of a look: figures, not images; a column a sample."""
 
-    figures: dict[str, list[float]]  # the fields of a receipt's Step, each (B,)
+    figures: dict[str, list[Any]]  # the fields of a receipt's Step, each (B,)
     heaviest: list[list[tuple[str, int, float]]]  # (B, H) of set id, row id, log-weight
 
 
 class Run:
     """One pass of a scheduler: the versions it was pinned to, and what each step saw."""
 
-    def __init__(self, correction: Correction, scheduler: str) -> None:
-        self.correction, self.scheduler = correction, scheduler
+    def __init__(self, correction: Correction, scheduler: str, degraded: bool = False) -> None:
+        """degraded: newer versions could not be read, so these are the last that could."""
+        self.correction, self.scheduler, self.degraded = correction, scheduler, degraded
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
         self.seen: list[Seen] = []
 
@@ -41,6 +42,7 @@ class Run:
             "stated_error": said.error,
             "log_odds": look.log_odds,
             "correction": look.correction,
+            "copied": look.copied,
         }
         rows = zip(*(part.tolist() for part in said.heaviest), strict=True)
         heaviest = [[(said.origins[o].set_id, i, w) for o, i, w in zip(*row, strict=True) if i >= 0] for row in rows]
@@ -57,11 +59,12 @@ class Run:
             "reference": () if correction.reference is None else tuple(_stated(correction.reference)),
             "kernel": correction.kernel.name,
             "kernel_fingerprint": correction.kernel.fingerprint,
-            "gate": _named(correction.gate),
+            "gate": "none" if correction.gate is None else _named(correction.gate),
             "rule": _named(correction.rule),
+            "copies": "none" if correction.copies is None else str(correction.copies),
             "window": "always" if correction.window is None else _named(correction.window),
             "scheduler": self.scheduler,
-            "degraded_steps": 0,
+            "degraded_steps": len(self.seen) if self.degraded else 0,
             "libraries": _libraries(),
         }
         batch = len(self.seen[0].heaviest)

@@ -179,7 +179,7 @@ class ClosedFormRun:
 def test_a_guarded_run_over_all_rows_is_a_run_over_the_safe_rows(name, chosen):
     world = random_world(safe=4, unsafe=12, seed=31)
     everything, safe = ClosedFormRun(world.rows, name, chosen), ClosedFormRun(world.safe, name, chosen)
-    with guard(everything, Exact(world.unsafe), Exact(world.safe), prior=world.prior) as guarded:
+    with guard(everything, Exact(world.unsafe), Exact(world.safe), prior=world.prior, copies=None) as guarded:
         kept = everything()
     looked = len(guarded.receipts[0].steps)
     assert looked == everything.calls, "one look a call of the network, two-call solvers included"
@@ -210,7 +210,7 @@ def test_a_guard_with_nothing_to_correct_leaves_every_bit(name, chosen):
     for dtype in (torch.float32, torch.float64):
         pipe = ClosedFormRun(world.rows, name, chosen)
         free = pipe(batch=2, dtype=dtype)
-        with guard(pipe, Exact(world.unsafe), gate=never):
+        with guard(pipe, Exact(world.unsafe), gate=never, copies=None):
             kept = pipe(batch=2, dtype=dtype)
         assert free.isfinite().all()
         assert torch.equal(free, kept)
@@ -251,7 +251,7 @@ def test_settings_that_cannot_be_guarded_are_refused():
 def test_step_arguments_that_act_behind_the_guard_are_refused(name, extra):
     world = random_world(seed=34)
     pipe = ClosedFormRun(world.rows, name, {})
-    with guard(pipe, Exact(world.unsafe), gate=never):
+    with guard(pipe, Exact(world.unsafe), gate=never, copies=None):
         pipe.scheduler.set_timesteps(4)
         x, t = torch.zeros(1, 1, 4, 4), pipe.scheduler.timesteps[0]
         with pytest.raises(OutOfRange, match=next(iter(extra))):

@@ -76,6 +76,7 @@ CHANGES = {
     "degraded_steps": 1,
     "libraries": {"torch": "2", "negindex": "1"},
     "image_sha256": "00",
+    "copies": "within 0.5",
 }
 
 

@@ -78,7 +78,7 @@ def test_safe_denoising_gives_the_closed_form_over_the_safe_rows_at_each_step(sc
     world = random_world(seed=20)
     seen = watch(monkeypatch, type(scheduler))
     pipe = ClosedForm(world.rows, scheduler)
-    with guard(pipe, Exact(world.unsafe), rule=SafeDenoising(float("inf")), gate=exact_gate(world)):
+    with guard(pipe, Exact(world.unsafe), rule=SafeDenoising(float("inf")), gate=exact_gate(world), copies=None):
         pipe(batch=3, steps=6, dtype=dtype)
     check_theorem(world, seen, 6)
     assert max(correction_of(step, world) for step in seen) > 0.05 * world.rms
@@ -90,7 +90,7 @@ def test_paired_gives_the_closed_form_over_the_safe_rows_at_each_step(scheduler,
     world = random_world(seed=21)
     seen = watch(monkeypatch, type(scheduler))
     pipe = ClosedForm(world.rows, scheduler)
-    with guard(pipe, Exact(world.unsafe), Exact(world.safe), prior=world.prior):
+    with guard(pipe, Exact(world.unsafe), Exact(world.safe), prior=world.prior, copies=None):
         pipe(batch=3, steps=6, dtype=dtype)
     check_theorem(world, seen, 6)
     assert max(correction_of(step, world) for step in seen) > 0.05 * world.rms
@@ -100,7 +100,7 @@ def test_paired_gives_the_closed_form_over_the_safe_rows_at_each_step(scheduler,
 def test_a_guarded_run_over_all_rows_is_a_run_over_the_safe_rows(scheduler):
     world = random_world(safe=4, unsafe=12, seed=22)
     pipe, safe_pipe = ClosedForm(world.rows, scheduler), ClosedForm(world.safe, scheduler)
-    with guard(pipe, Exact(world.unsafe), Exact(world.safe), prior=world.prior):
+    with guard(pipe, Exact(world.unsafe), Exact(world.safe), prior=world.prior, copies=None):
         guarded = pipe(batch=6, steps=6, seed=5)
     safe, unguarded = safe_pipe(batch=6, steps=6, seed=5), pipe(batch=6, steps=6, seed=5)
     assert (guarded - safe).norm() <= 1e-3 * safe.norm()
@@ -180,6 +180,6 @@ def test_the_ratio_gate_alone_guards_like_the_exact_one():
     world = random_world(seed=26)
     pipe, samples = ClosedForm(world.rows, DDIMScheduler(clip_sample=False)), []
     for gate in (exact_gate(world), Ratio(Exact(world.safe), world.prior)):
-        with guard(pipe, Exact(world.unsafe), rule=SafeDenoising(float("inf")), gate=gate):
+        with guard(pipe, Exact(world.unsafe), rule=SafeDenoising(float("inf")), gate=gate, copies=None):
             samples.append(pipe(batch=2, steps=5))
     torch.testing.assert_close(*samples, rtol=1e-9, atol=1e-9)

@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from negindex.errors import EmptySet, NotFinite, OutOfRange, ShapeMismatch
+from negindex.errors import EmptySet, InvalidInput, NotFinite, OutOfRange, ShapeMismatch
 from negindex.kernel import LITERAL, Kernel
+from negindex.near import Near
 from negindex.negatives import HEAVIEST, Negatives
 from negindex.noise import NoiseLevel
 from negindex.partial import Origin, Partial
@@ -156,6 +157,70 @@ class NegativesTests:
         assert told.origins
         assert ((told.captured >= 0) & (told.captured <= 1)).all()
 
+    # -- what is near ----------------------------------------------------------------------
+
+    @pytest.mark.parametrize(
+        ("radius", "k"), [(None, 1), (None, 7), (2.5, None), (3.0, 3), (0.0, None), ([0.5, 2.0, 3.0, 4.0, 9.0], None)]
+    )
+    @pytest.mark.parametrize("rows", [1, 3, 40])
+    def test_near_is_what_brute_force_finds(self, rows: int, radius: float | list[float] | None, k: int | None) -> None:
+        given, x = normal(rows, *SHAPE), normal(BATCH, *SHAPE, seed=1)
+        negatives = self.make(given)
+        limit = torch.tensor(radius) if isinstance(radius, list) else radius
+        self.check_near(negatives, negatives.near(x, limit, k), given, x, radius, k)
+
+    @pytest.mark.parametrize("rows", [1, 2, 40])
+    def test_each_row_finds_itself_at_distance_nought(self, rows: int) -> None:
+        negatives, kept = self.make(normal(rows, *SHAPE)), self.rounded(normal(rows, *SHAPE))
+        for near in (negatives.near(kept, k=1), negatives.near(kept, radius=0.0)):
+            assert near.distances.tolist() == [[0.0]] * rows
+            assert self.named_near(negatives, near) == [[row] for row in range(rows)]
+            assert torch.equal(near.rows[:, 0], kept)
+
+    def test_rows_that_are_left_out_are_not_near(self) -> None:
+        rows = normal(12, *SHAPE)
+        negatives, digests = self.make(rows), self.stored_digests(rows)
+        rest, kept = negatives.without(digests[:5]), self.rounded(rows)
+        assert rest.near(kept, radius=0.0).found.sum(1).tolist() == [0] * 5 + [1] * 7
+        near = rest.near(kept, k=40)
+        assert near.found.sum(1).tolist() == [7] * 12
+        assert torch.equal(near.distances[:, 0] == 0, torch.arange(12) >= 5)
+
+    def test_places_left_over_hold_nothing(self) -> None:
+        negatives, x = self.make(normal(12, *SHAPE)), normal(3, *SHAPE, seed=1)
+        near = negatives.near(x, torch.tensor([0.0, 100.0, 2.5]))
+        assert near.ids.shape == (3, 12)
+        assert near.found[0].sum() == 0
+        assert near.found[1].all()
+        assert torch.equal(near.distances.isinf(), ~near.found)
+        assert not near.rows[~near.found].any()
+        assert (near.distances.diff(dim=1)[1] >= 0).all()
+        assert negatives.near(x, radius=0.0).ids.shape == (3, 0)
+
+    def test_no_samples_are_near_nothing(self) -> None:
+        for limits in ({"k": 2}, {"radius": 1.0}):
+            near = self.make(normal(3, *SHAPE)).near(normal(0, *SHAPE), **limits)
+            assert near.rows.shape == (0, 0, *SHAPE)
+            assert near.distances.shape == (0, 0)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+    def test_distances_are_float64_whatever_asks(self, dtype: torch.dtype) -> None:
+        rows, x = normal(12, *SHAPE), normal(2, *SHAPE, seed=1).to(dtype).requires_grad_()
+        negatives = self.make(rows)
+        near = negatives.near(x, k=2)
+        self.check_near(negatives, near, rows, x.detach(), None, 2)
+        assert (near.distances.dtype, near.rows.dtype, near.rows.requires_grad) == (torch.float64, torch.float64, False)
+        assert near.origins == negatives.origins
+
+    def test_moments_are_those_of_the_rows(self) -> None:
+        for rows in (normal(40, *SHAPE), 1e4 + normal(3, *SHAPE), normal(1, *SHAPE)):
+            told, flat = self.make(rows).moments(), self.rounded(rows).flatten(1)
+            assert told.count == len(rows)
+            assert torch.allclose(told.mean, flat.mean(0), rtol=1e-12, atol=1e-12)
+            assert told.rms == pytest.approx(float(flat.sub(flat.mean(0)).square().sum(1).mean().sqrt()), rel=1e-9)
+        none = self.make(normal(0, *SHAPE)).moments()
+        assert (none.count, none.rms, none.mean.tolist()) == (0, 0.0, [0.0] * D)
+
     # -- what it refuses -------------------------------------------------------------------
 
     def test_an_empty_set_says_so(self) -> None:
@@ -164,6 +229,39 @@ class NegativesTests:
         assert empty.digests() == {}
         with pytest.raises(EmptySet, match=r"no row in force.*add rows"):
             empty.posterior(normal(1, *SHAPE), NoiseLevel(0.7, 0.7))
+
+        for limits in ({"k": 1}, {"radius": 1.0}):
+            with pytest.raises(EmptySet, match="no row in force"):
+                empty.near(normal(1, *SHAPE), **limits)
+
+    def test_near_without_a_limit_is_refused(self) -> None:
+        with pytest.raises(InvalidInput, match=r"give radius=.*or k="):
+            self.make(normal(3, *SHAPE)).near(normal(1, *SHAPE))
+
+    @pytest.mark.parametrize("k", [-1, 0])
+    def test_near_with_no_row_to_find_is_refused(self, k: int) -> None:
+        with pytest.raises(OutOfRange, match=rf"k = {k}; give k >= 1"):
+            self.make(normal(3, *SHAPE)).near(normal(1, *SHAPE), radius=1.0, k=k)
+
+    @pytest.mark.parametrize("radius", [-0.1, float("nan"), torch.tensor([1.0, -1.0])])
+    def test_a_radius_that_is_no_distance_is_named(self, radius: float | Tensor) -> None:
+        with pytest.raises(OutOfRange, match=r"radius = .*give a distance >= 0"):
+            self.make(normal(3, *SHAPE)).near(normal(2, *SHAPE), radius)
+
+    def test_radii_must_fit_the_batch(self) -> None:
+        with pytest.raises(ShapeMismatch, match=r"radius of shape \(2,\) for 3 samples"):
+            self.make(normal(3, *SHAPE)).near(normal(3, *SHAPE), torch.ones(2))
+
+    def test_near_refuses_what_is_no_sample(self) -> None:
+        negatives, x = self.make(normal(3, *SHAPE)), normal(2, *SHAPE)
+        with pytest.raises(ShapeMismatch, match=r"query of shape .* give \(B, 2, 3\)"):
+            negatives.near(x[0], k=1)
+        with pytest.raises(OutOfRange, match="distances beyond float64"):
+            negatives.near(1e200 * x, k=1)
+        for value in (float("nan"), float("inf")):
+            x[1, 0, 0] = value
+            with pytest.raises(NotFinite, match="NaN or Inf"):
+                negatives.near(x, k=1)
 
     @pytest.mark.parametrize("k", [-1, 0, 4])
     def test_k_out_of_range_is_named(self, k: int) -> None:
@@ -259,6 +357,33 @@ class NegativesTests:
             for pair in zip(told.heaviest.origin.tolist(), told.heaviest.ids.tolist(), strict=True)
         ]
         return torch.tensor(by_id)
+
+    def named_near(self, negatives: Negatives, near: Near) -> list[list[int]]:
+        """Which of the rows given to ``make`` are near, a list a sample."""
+        return [
+            [self.row_of(negatives, near.origins[o], i) for o, i in zip(*pair, strict=True) if i >= 0]
+            for pair in zip(near.origin.tolist(), near.ids.tolist(), strict=True)
+        ]
+
+    def check_near(
+        self,
+        negatives: Negatives,
+        near: Near,
+        rows: Tensor,
+        x: Tensor,
+        radius: float | list[float] | None,
+        k: int | None,
+    ) -> None:
+        """The answer is that of a search of one sample and one row at a time."""
+        kept, named = self.rounded(rows), self.named_near(negatives, near)
+        for b, sample in enumerate(x.to(torch.float64)):
+            far = float("inf") if radius is None else radius[b] if isinstance(radius, list) else radius
+            by_distance = sorted((float((sample - row).norm()), n) for n, row in enumerate(kept))
+            expected = [(d, n) for d, n in by_distance if d <= far][:k]
+            assert named[b] == [n for _, n in expected]
+            assert near.distances[b, : len(expected)].tolist() == pytest.approx([d for d, _ in expected], rel=1e-12)
+            assert torch.equal(near.rows[b, : len(expected)], kept[named[b]])
+        assert near.ids.shape[1] == max(map(len, named), default=0)
 
     def check(
         self, negatives: Negatives, rows: Tensor, x_t: Tensor, level: NoiseLevel, kernel: Kernel = LITERAL

@@ -1,0 +1,98 @@
+"""The copy gate: a near-copy of one row, whatever else is in the set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import sqrt
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from negindex.errors import OutOfRange
+from negindex.negatives import Negatives, row_elements
+from negindex.noise import NoiseLevel
+from negindex.partial import NEG_INF, Partial
+
+SHARE = 0.15  # of the rms radius: on 8 × 8 digits no fresh one fires at 0.1, at most 0.08 % at 0.15, 2.4 % at 0.2
+
+
+class Copied(NamedTuple):
+    """Which samples are noised near-copies of a row, and of which."""
+
+    fires: Tensor  # (B,) bool
+    rows: Tensor  # (B, *S) float64, the nearest row; 0 where nothing fires
+
+    def put_into(self, unsafe: Partial) -> Partial:
+        """The answer with E_unsafe = z, read in full, for the samples that fire."""
+        fires = self.fires.to(unsafe.mean.device)
+        each = fires.reshape(-1, *[1] * (unsafe.mean.dim() - 1))
+        return replace(
+            unsafe,
+            mean=torch.where(each, self.rows.to(unsafe.mean), unsafe.mean),
+            log_tail=unsafe.log_tail.masked_fill(fires, NEG_INF),
+            log_unread=unsafe.log_unread.masked_fill(fires, NEG_INF),
+            error=unsafe.error.masked_fill(fires, 0.0),
+        )
+
+
+@dataclass(frozen=True)
+class CopyGate:
+    """Fires where a row z lies at ||y - z||² <= s² D + 3 s² sqrt(2 D) + r², with y = x_t / alpha and D dimensions.
+
+    A noised copy of z lies at s² D on average, with standard deviation s² sqrt(2 D). The gate speaks where
+    3 s² sqrt(2 D) <= r²: at higher noise the distance cannot tell copies within r from other images, and at
+    that level it reaches out to sqrt(2) r. It never divides by the number of rows: one takedown does not
+    drown in a large set, as it does in a ratio.
+
+    radius: r, the L2 distance of a near-duplicate. None takes 0.15 of the rms distance of images from their
+        mean: of the reference, or of the set itself where there is none. Rows that are all alike, or one
+        alone, have no such distance: then name a radius, or the gate stays silent.
+    """
+
+    radius: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.radius is not None and not 0 <= self.radius < float("inf"):
+            raise OutOfRange(f"radius = {self.radius}; give a finite distance >= 0, or None to take it from the data")
+
+    def sized(self, negatives: Negatives, reference: Negatives | None) -> CopyGate:
+        """The gate with its radius taken from the data, if it has none. Cost: one pass over the rows."""
+        if self.radius is not None:
+            return self
+        return CopyGate(SHARE * (negatives if reference is None else reference).moments().rms)
+
+    def speaks(self, level: NoiseLevel, dimensions: int) -> Tensor:
+        """Whether noise at this level still leaves the radius to be seen, shape as the level's."""
+        return _slack(level, dimensions) <= self._r**2
+
+    def find(self, x_t: Tensor, level: NoiseLevel, negatives: Negatives) -> Copied:
+        """The samples x_t (B, *S) that are near-copies; asks the set only about levels where the gate speaks."""
+        level, dimensions = level.expand(len(x_t)), row_elements(negatives.shape)
+        fires = torch.zeros(len(x_t), dtype=torch.bool, device=x_t.device)
+        rows = torch.zeros_like(x_t, dtype=torch.float64)
+        asked = self.speaks(level, dimensions).nonzero()[:, 0]
+        if len(asked):
+            limit = level.s.square() * dimensions + _slack(level, dimensions) + self._r**2
+            alpha = level.alpha[asked].to(x_t.device).reshape(-1, *[1] * (x_t.dim() - 1))
+            at = asked.to(x_t.device)
+            near = negatives.near(x_t[at].to(torch.float64) / alpha, limit[asked].sqrt(), k=1)
+            fires[at], rows[at] = near.found.any(1), near.rows.sum(1)  # of one place, or of none
+        return Copied(fires, rows)
+
+    @property
+    def _r(self) -> float:
+        if self.radius is None:
+            raise OutOfRange("a copy gate without a radius; take it from the data with sized(negatives, reference)")
+        return self.radius
+
+    def __str__(self) -> str:
+        return "within a radius from the data" if self.radius is None else f"within {self.radius:g}"
+
+
+BY_DATA = CopyGate()
+
+
+def _slack(level: NoiseLevel, dimensions: int) -> Tensor:
+    """3 s² sqrt(2 D), shape as the level's: three standard deviations of ||y - z||² for a copy of z."""
+    return level.s.square() * (3 * sqrt(2 * dimensions))

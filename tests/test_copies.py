@@ -1,0 +1,228 @@
+"""The copy gate: a noised near-copy of one row fires, whatever else is in the set; a fresh image does not."""
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from worlds import ClosedForm, always, diffusers_on_numpy_2, never, random_world, seeded
+
+from negindex import Collection, Exact, Kernel, NoiseLevel
+from negindex.errors import NotFinite, OutOfRange
+from negindex.sampler import CopyGate, Correction, Fraction, Ratio, SafeDenoising, Spell, guard, paired
+from negindex.sampler.copies import SHARE
+from negindex.tools import digits
+
+pytestmark = diffusers_on_numpy_2
+
+INF, NAN = float("inf"), float("nan")
+SETS = {64: (1, 1_000, 30_000), 16_384: (1, 100)}
+COPIES = 12
+
+
+def normal(*shape, seed=0):
+    return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def highest(radius, dimensions):
+    """The noisiest s at which the gate speaks: 3 s² sqrt(2 D) = r²."""
+    return radius / (3 * (2 * dimensions) ** 0.5) ** 0.5
+
+
+def noised(x, s, seed=3, alpha=0.7):
+    """x_t and its level, at sigma / alpha = s."""
+    return alpha * (x + s * normal(*x.shape, seed=seed)), NoiseLevel(alpha, alpha * s)
+
+
+# -- what fires --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dimensions", "rows"), [(d, n) for d, sizes in SETS.items() for n in sizes])
+def test_copies_fire_and_fresh_images_do_not_however_large_the_set(dimensions, rows):
+    kept = normal(rows, dimensions)
+    negatives, gate = Exact(kept), CopyGate(SHARE * dimensions**0.5)
+    copied, fresh = kept[:: max(1, rows // COPIES)][:COPIES], normal(COPIES, dimensions, seed=1)
+    duplicate = copied + 0.5 * gate.radius / dimensions**0.5 * normal(*copied.shape, seed=2)
+    for share in (1e-3, 0.3, 0.7, 0.9999):
+        s = share * highest(gate.radius, dimensions)
+        for images in (copied, duplicate):
+            found = gate.find(*noised(images, s), negatives)
+            assert found.fires.all(), s
+            assert torch.equal(found.rows, copied)
+        silent = gate.find(*noised(fresh, s), negatives)
+        assert not silent.fires.any(), s
+        assert not silent.rows.any()
+
+
+def test_on_real_digits_copies_fire_and_at_most_one_fresh_digit_in_a_thousand():
+    """The default radius: all training digits in force, then the 8s alone with the others as a reference."""
+    training, held_out = digits.load()
+    eights = training.only(training.classes == 8).rows
+    reference = Exact(training.only(training.classes != 8).rows)
+    for rows, benign in ((training.rows, None), (eights, reference)):
+        negatives = Exact(rows)
+        gate = CopyGate().sized(negatives, benign)
+        assert gate.radius == pytest.approx(0.65, abs=0.01)
+        for share in (0.1, 0.5, 0.9999):
+            s = share * highest(gate.radius, 64)
+            fired = [gate.find(*noised(held_out.rows, s, seed), negatives).fires for seed in range(6)]
+            assert torch.cat(fired).double().mean() <= 0.001
+            copies = gate.find(*noised(rows.double(), s), negatives)
+            assert copies.fires.all()
+        if benign is not None:
+            others = training.only(training.classes != 8).rows
+            assert not gate.find(*noised(others, 0.1), negatives).fires.any()
+
+
+def test_with_the_ratio_alone_the_same_copy_drowns():
+    """A kernel wide enough to generalise: P(unsafe) of one noised copy, in sets that grow."""
+    kernel, reference, copy = Kernel([(4.0, 1.0)]), Exact(normal(2_000, 64, seed=5)), normal(1, 64, seed=6)
+    x_t, level = noised(copy, 0.05)
+    alone, beside = [], []
+    for rows in SETS[64]:
+        negatives = Exact(torch.cat([copy, normal(rows - 1, 64, seed=7)]))
+        for said, copies in ((alone, None), (beside, CopyGate(1.2))):
+            look = Correction(negatives, reference, 0.1, kernel=kernel, copies=copies).look(x_t, x_t, level)
+            said.append(torch.sigmoid(look.log_odds).item())
+    assert alone[0] > 0.8
+    assert alone == sorted(alone, reverse=True)
+    assert alone[-1] == pytest.approx(0.1, abs=0.01), "the prior: it has drowned"
+    assert beside == [1.0, 1.0, 1.0]
+
+
+def test_it_speaks_where_noise_leaves_the_radius_to_be_seen(monkeypatch):
+    gate = CopyGate(1.2)
+    s = highest(1.2, 64)
+    level = NoiseLevel(torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor([0.1 * s, 0.999 * s, 1.001 * s, 1.0]))
+    assert gate.speaks(level, 64).tolist() == [True, True, False, False]
+    rows = normal(4, 64)
+    assert gate.find(level.alpha[:, None] * rows, level, Exact(rows)).fires.tolist() == [True, True, False, False]
+    monkeypatch.setattr(Exact, "near", None)  # above it the set is not even asked
+    assert not gate.find(rows, NoiseLevel(1.0, 1.001 * s), Exact(rows)).fires.any()
+
+
+@pytest.mark.parametrize("radius", [-1.0, INF, NAN])
+def test_a_radius_that_is_no_distance_is_refused(radius):
+    with pytest.raises(OutOfRange, match="or None to take it from the data"):
+        CopyGate(radius)
+
+
+# -- its radius --------------------------------------------------------------------------------
+
+
+def test_the_radius_is_a_share_of_how_far_images_scatter():
+    rows, benign = normal(50, 6), 3 * normal(40, 6, seed=1)
+    rms = [float((x - x.mean(0)).square().sum(1).mean().sqrt()) for x in (rows, benign)]
+    assert CopyGate().sized(Exact(rows), None).radius == pytest.approx(0.15 * rms[0])
+    assert CopyGate().sized(Exact(rows), Exact(benign)).radius == pytest.approx(0.15 * rms[1])
+    assert CopyGate(0.3).sized(Exact(rows), Exact(benign)) == CopyGate(0.3)
+
+
+def test_one_row_alone_has_no_scale_and_a_radius_that_is_named_is_heard():
+    row = Exact(normal(1, 64))
+    x_t, level = noised(normal(1, 64), 0.01)
+    assert not CopyGate().sized(row, None).find(x_t, level, row).fires.any()
+    assert CopyGate().sized(row, Exact(normal(30, 64, seed=1))).find(x_t, level, row).fires.all()
+    assert CopyGate(0.5).find(x_t, level, row).fires.all()
+    with pytest.raises(OutOfRange, match="sized"):
+        CopyGate().find(x_t, level, row)
+
+
+# -- in a correction ---------------------------------------------------------------------------
+
+ROWS, BENIGN = normal(9, 1, 8, 8), normal(20, 1, 8, 8, seed=1)
+X = torch.cat([ROWS[4:5], BENIGN[:1], ROWS[7:8]])
+X_T, LEVEL = noised(X, 0.05)
+
+
+def look(rule=None, gate=None, **options):
+    return Correction(Exact(ROWS), Exact(BENIGN), gate=gate, rule=rule, **options).look(X_T, X, LEVEL)
+
+
+def test_the_rule_sees_the_copied_row_and_certainty():
+    seen = []
+    told = look(rule=lambda view: seen.append(view) or view.x0, gate=never, copies=CopyGate(1.2))
+    (view,) = seen
+    assert told.copied.tolist() == [True, False, True]
+    assert told.log_odds.tolist() == view.log_odds.tolist() == [INF, -INF, INF]
+    assert torch.equal(view.unsafe.mean[[0, 2]], ROWS[[4, 7]])
+    plain = Exact(ROWS).posterior(X_T, LEVEL)
+    assert torch.equal(view.unsafe.mean[1], plain.mean[1])
+    assert torch.equal(told.unsafe.mean, plain.mean)
+    assert (view.unsafe.captured == 1).all()
+
+
+def test_what_is_no_copy_is_treated_as_without_the_gate():
+    for rule in (paired, SafeDenoising()):
+        with_gate, without = look(rule, copies=CopyGate(1.2)), look(rule)
+        assert torch.equal(with_gate.delta[1], without.delta[1])
+        assert with_gate.log_odds[1] == without.log_odds[1]
+        assert not without.copied.any()
+
+
+def test_paired_swaps_the_copy_for_the_reference_and_eq_4_keeps_its_cap():
+    told = look(paired, never, copies=CopyGate(1.2))
+    reference = Exact(BENIGN).posterior(X_T, LEVEL).mean
+    torch.testing.assert_close(told.delta[0], reference[0] - ROWS[4])
+    x0 = X + 0.1
+    capped = Correction(Exact(ROWS), gate=never, rule=SafeDenoising(2.0), copies=CopyGate(1.2)).look(X_T, x0, LEVEL)
+    torch.testing.assert_close(capped.delta[2], 2.0 * (x0[2] - ROWS[7]))
+    with pytest.raises(NotFinite, match="no image was changed"):
+        look(SafeDenoising(INF), never, copies=CopyGate(1.2))
+
+
+def test_it_is_heard_outside_the_window_too():
+    """The window limits the concept gate; a takedown does not wait for it."""
+    told = look(paired, always, window=lambda moment: moment.level.s > 1, copies=CopyGate(1.2))
+    assert told.log_odds.tolist() == [INF, -INF, INF]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_takedown_fires_from_its_version_on_and_a_withdrawn_row_never(tmp_path, dtype):
+    row = ROWS[:1].to(dtype)
+    x_t, level = noised(row.double(), 0.02)
+    with Collection.create(tmp_path / "set", (1, 8, 8), "pixels", dtype=str(dtype).removeprefix("torch.")) as negatives:
+        negatives.add(ROWS[1:], list("bcdefghi"))
+        correction, fired = Correction(negatives, Exact(BENIGN), copies=CopyGate()), []
+        for change in (lambda: None, lambda: negatives.add(row, ["a"]), lambda: negatives.withdraw(["a"], "notice")):
+            change()
+            fired.append(correction.pin().look(x_t.to(dtype), x_t, level).copied.item())
+    assert fired == [False, True, False]
+
+
+# -- in a guard --------------------------------------------------------------------------------
+
+WORLD = random_world(safe=9, unsafe=5)
+
+
+def run(**options):
+    """A guarded run of a model that knows one negative row and nothing else; the receipts too."""
+    pipe = ClosedForm(WORLD.unsafe[:1], DDIMScheduler(clip_sample=False))
+    with guard(pipe, Exact(WORLD.unsafe), Exact(WORLD.safe), **options) as guarded:
+        sample = pipe(batch=2, steps=8)
+    return (sample - WORLD.unsafe[0]).flatten(1).norm(dim=1), guarded.receipts
+
+
+def test_a_guard_has_it_on_and_its_receipts_say_so():
+    away, receipts = run(gate=never)
+    still, without = run(gate=never, copies=None)
+    assert (still < 0.05).all()
+    assert (away > 1).all()
+    for receipt in receipts:
+        copied = [step.copied for step in receipt.steps]
+        assert any(copied)
+        assert not copied[0]
+        assert [step.log_odds == INF for step in receipt.steps] == copied
+        assert receipt.copies == f"within {0.15 * Exact(WORLD.safe).moments().rms:g}"
+    assert {(receipt.copies, any(step.copied for step in receipt.steps)) for receipt in without} == {("none", False)}
+
+
+def test_spell_takes_a_copy_out_of_its_ball_though_the_window_has_closed():
+    away, receipts = run(gate=never, rule=Spell(2.0), window=Fraction(0.0, 0.25), copies=CopyGate(1.0))
+    assert all(any(step.copied for step in receipt.steps) for receipt in receipts)
+    assert (away > 1).all()
+
+
+def test_a_ratio_that_was_sure_of_the_contrary_is_overruled():
+    x_t, level = noised(WORLD.unsafe[:1], 0.01)
+    gate = Ratio(Exact(WORLD.safe), 1e-300)
+    look = Correction(Exact(WORLD.unsafe), gate=gate, rule=paired, copies=CopyGate()).pin().look(x_t, x_t, level)
+    assert look.copied.all()
