@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from negindex.collection import Collection
 from negindex.errors import DuplicateKey, ImageRefused, NotThere, ShapeMismatch, SpaceMismatch
-from negindex.sampler.encode import PIXELS, PixelEncoder, images_in, is_grey
+from negindex.sampler.encode import PIXELS, Encoder, PixelEncoder, images_in, is_grey, space_of
 
-BATCH_BYTES = 64 << 20  # rows that go in as one version
+BATCH_BYTES = 64 << 20  # rows that go in as one version,
+LATENTS_AT_ONCE = 256  # or so many, where encoding is slow and an interruption costs minutes
 
 
 @dataclass
@@ -50,24 +51,82 @@ def pixel_encoder(files: Sequence[Path], height: int, width: int, channels: int 
     return PixelEncoder(height, width, channels or (1 if all(is_grey(file) for file in files) else 3))
 
 
-def encoder_for(collection: Collection) -> PixelEncoder:
-    """The encoder that makes rows of a collection's own shape."""
-    if collection.space != PIXELS:
+def encoder_asked(
+    collection: Collection | None,
+    files: Sequence[Path],
+    height: int,
+    width: int,
+    *,
+    channels: int | None = None,
+    pipeline: Path | None = None,
+) -> Encoder:
+    """The encoder for images of this size: of pixels, or of the pipeline in a folder.
+
+    collection: None for a set that is yet to be made from ``files``.
+    Raises SpaceMismatch or ShapeMismatch where the rows cannot go into the collection.
+    """
+    if pipeline is not None:
+        from negindex.sampler.vae import encoder_of, parts_in
+
+        encoder = encoder_of(parts_in(pipeline), height, width)
+    elif collection is None:
+        return pixel_encoder(files, height, width, channels)
+    else:
+        _check_space(collection, PIXELS)
+        encoder = PixelEncoder(height, width, channels or collection.shape[0])
+    if collection is not None:
+        check_fits(collection, encoder)
+    return encoder
+
+
+def encoder_for(collection: Collection, pipeline: Path | None = None) -> Encoder:
+    """The encoder that makes rows of a collection's own space and shape.
+
+    pipeline: the folder of the pipeline whose space it is; a set of pixels needs none.
+    Raises SpaceMismatch where the pipeline is of another space, and where one is needed and not named.
+    """
+    shape = collection.shape
+    if pipeline is None and collection.space != PIXELS:
         raise SpaceMismatch(
-            f"{collection.path} holds rows of space {collection.space!r}; images can be added to 'pixels'"
+            f"{collection.path} holds rows of space {collection.space!r}, which only its pipeline's VAE makes; "
+            "name the pipeline's folder (--pipeline)"
         )
-    if len(collection.shape) != 3:
+    if len(shape) < 3:
+        raise ShapeMismatch(f"{collection.path} holds rows of shape {shape}; images need (channels, height, width)")
+    if pipeline is None:
+        return PixelEncoder(shape[1], shape[2], shape[0])
+    from negindex.sampler.vae import downsampling, encoder_of, parts_in
+
+    parts = parts_in(pipeline)
+    _check_space(collection, space_of(parts))
+    factor = downsampling(parts.vae) if hasattr(parts, "vae") else 1
+    encoder = encoder_of(parts, shape[-2] * factor, shape[-1] * factor)
+    check_fits(collection, encoder)
+    return encoder
+
+
+def check_fits(collection: Collection, encoder: Encoder) -> None:
+    """Raise SpaceMismatch or ShapeMismatch where the encoder's rows cannot go into the collection."""
+    _check_space(collection, encoder.space)
+    if encoder.shape != collection.shape:
         raise ShapeMismatch(
-            f"{collection.path} holds rows of shape {collection.shape}; images need (channels, height, width)"
+            f"{collection.path} holds rows of shape {collection.shape}, and asked for are rows of {encoder.shape}; "
+            "build another set"
         )
-    channels, height, width = collection.shape
-    return PixelEncoder(height, width, channels)
+
+
+def _check_space(collection: Collection, space: str) -> None:
+    if space != collection.space:
+        raise SpaceMismatch(
+            f"{collection.path} holds rows of space {collection.space!r}, and asked for are rows of {space!r}; "
+            "use the pipeline that the set was built for, or build another set"
+        )
 
 
 def ingest(
     collection: Collection,
     inputs: Sequence[tuple[str, Path]],
-    encoder: PixelEncoder,
+    encoder: Encoder,
     *,
     label: str | None = None,
     reason: str = "",
@@ -75,15 +134,16 @@ def ingest(
 ) -> Report:
     """Encode files and put them in force; a file that cannot become a row is named, and stops nothing.
 
-    inputs: (source key, file). What is in force already with the same pixels stays as it is.
+    inputs: (source key, file). What is in force already as the same row stays as it is.
     """
     report = Report(collection.newest().version)
+    clashing = "with other pixels" if encoder.space == PIXELS else "as other latents: another image, or another machine"
     for keys, rows in _batches(inputs, encoder, report, progress):
         before = collection.newest().in_force
         try:
             report.version = collection.add(rows, keys, label=label, reason=reason)
         except DuplicateKey as clash:
-            report.refused += [(key, "in force with other pixels; withdraw it first") for key in clash.keys]
+            report.refused += [(key, f"in force {clashing}; withdraw it first") for key in clash.keys]
             keep = [i for i, key in enumerate(keys) if key not in clash.keys]
             keys, rows = [keys[i] for i in keep], rows[keep]
             report.version = collection.add(rows, keys, label=label, reason=reason)
@@ -94,9 +154,10 @@ def ingest(
 
 
 def _batches(
-    inputs: Sequence[tuple[str, Path]], encoder: PixelEncoder, report: Report, progress: Callable[[int], None]
+    inputs: Sequence[tuple[str, Path]], encoder: Encoder, report: Report, progress: Callable[[int], None]
 ) -> Iterator[tuple[list[str], NDArray[np.float32]]]:
     size = max(1, BATCH_BYTES // (4 * int(np.prod(encoder.shape))))
+    size = size if encoder.space == PIXELS else min(size, LATENTS_AT_ONCE)
     for start in range(0, len(inputs), size):
         keys, rows = [], []
         for done, (key, file) in enumerate(inputs[start : start + size], start + 1):

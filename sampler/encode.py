@@ -3,34 +3,52 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from negindex.errors import ImageRefused, OutOfRange
+from negindex.errors import ImageRefused, OutOfRange, SpaceMismatch
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 MAX_PIXELS = 64_000_000  # refused by the header, before anything is decoded
 PIXELS = "pixels"
 
 
+_NORMALISATION = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+_OTHER_DECODERS = ("vqvae", "movq", "vqgan")
+
+
 def space_of(pipe: Any) -> str:
-    """What a pipeline's samples are: "pixels", or its VAE's fingerprint and normalisation."""
+    """What a pipeline's samples are: "pixels", or its VAE's fingerprint and normalisation.
+
+    The fingerprint is of the weights rounded to float16, so that one stored VAE has one space whether it is
+    loaded as float32, as float16, or as the bfloat16 it was stored in. Float32 weights that were loaded as
+    bfloat16 are other weights, and another space: load such a VAE as float32.
+    Raises SpaceMismatch for a pipeline whose latents are neither, such as those of a VQ model.
+    """
     vae = getattr(pipe, "vae", None)
     if vae is None:
+        others = [name for name in _OTHER_DECODERS if getattr(pipe, name, None) is not None]
+        if others:
+            raise SpaceMismatch(
+                f"{type(pipe).__name__}'s samples are latents of its {others[0]}, for which rows cannot be made; "
+                "use a pipeline with a VAE, or one that samples pixels"
+            )
         return PIXELS
     digest = hashlib.sha256()
     for name, weight in sorted(vae.state_dict().items()):
-        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype} ".encode())
-        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    norms = {key: vae.config.get(key) for key in ("scaling_factor", "shift_factor", "latents_mean", "latents_std")}
-    stated = " ".join(f"{key}={value}" for key, value in norms.items() if value is not None)
+        values = weight.detach().half() if weight.is_floating_point() else weight.detach()
+        digest.update(f"{name} {tuple(values.shape)} {values.dtype} ".encode())
+        digest.update(values.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    norms = {key: vae.config.get(key) for key in _NORMALISATION}
+    stated = " ".join(f"{key}={json.dumps(value)}" for key, value in norms.items() if value is not None)
     return f"vae {digest.hexdigest()[:16]} {stated}".strip()
 
 
@@ -54,7 +72,7 @@ def read_image(path: Path) -> Image.Image:
                     f"{path.name} says {width} × {height} pixels; the limit is {MAX_PIXELS:,}, so make it smaller"
                 )
             image.load()
-            return _flattened(ImageOps.exif_transpose(image), path)
+            return _flattened(ImageOps.exif_transpose(image), path.name)
     except UnidentifiedImageError:
         raise ImageRefused(f"{path.name} is no image that can be read; give {', '.join(IMAGE_SUFFIXES)}") from None
     except Image.DecompressionBombError as error:
@@ -72,14 +90,14 @@ def _opened(path: Path) -> Image.Image:
         return Image.open(path)
 
 
-def _flattened(image: Image.Image, path: Path) -> Image.Image:
+def _flattened(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits of grey
         grey = np.asarray(image).astype(np.int64)
         if grey.min(initial=0) < 0 or grey.max(initial=0) > 65535:
-            raise ImageRefused(f"{path.name} has grey values outside 0 to 65,535; save it with 8 or 16 bits")
+            raise ImageRefused(f"{name} has grey values outside 0 to 65,535; save it with 8 or 16 bits")
         return Image.fromarray((grey // 257).astype(np.uint8))
     if image.mode == "F":
-        raise ImageRefused(f"{path.name} has floating-point pixels without a scale; save it with 8 or 16 bits")
+        raise ImageRefused(f"{name} has floating-point pixels without a scale; save it with 8 or 16 bits")
     grey_mode = image.mode in ("1", "L", "LA", "La")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
@@ -94,6 +112,28 @@ def is_grey(path: Path) -> bool:
             return image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return False
+
+
+class Encoder(Protocol):
+    """Images to rows of one shape, in one space; the same image always gives the same row."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One row's shape S."""
+
+    @property
+    def space(self) -> str:
+        """What the rows are, as ``space_of`` says it."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images, in pixels."""
+
+    def encode(self, path: Path) -> NDArray[np.float32]:
+        """One file to one row; raises ImageRefused, which names the file."""
+
+    def row(self, image: Image.Image, name: str) -> NDArray[np.float32]:
+        """One decoded image to one row; ``name`` is what a refusal calls it."""
 
 
 @dataclass(frozen=True)
@@ -118,13 +158,22 @@ class PixelEncoder:
     def space(self) -> str:
         return PIXELS
 
+    @property
+    def size(self) -> tuple[int, int]:
+        return (self.height, self.width)
+
     def encode(self, path: Path) -> NDArray[np.float32]:
-        """One file to one row; raises ImageRefused. Colour is never dropped in silence."""
-        image = read_image(path)
+        """One file to one row; raises ImageRefused."""
+        return self.row(read_image(path), path.name)
+
+    def row(self, image: Image.Image, name: str) -> NDArray[np.float32]:
+        """One image to one row; raises ImageRefused. Colour is never dropped in silence."""
+        if image.mode not in ("L", "RGB"):
+            image = _flattened(image, name)
         if self.channels == 1 and image.mode == "RGB":
             red, green, blue = image.split()
             if not red.tobytes() == green.tobytes() == blue.tobytes():
-                raise ImageRefused(f"{path.name} has colour, and the set holds grey rows; build a set with 3 channels")
+                raise ImageRefused(f"{name} has colour, and the set holds grey rows; build a set with 3 channels")
             image = red
         elif self.channels == 3:
             image = image.convert("RGB")

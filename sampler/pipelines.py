@@ -82,14 +82,22 @@ def load_pipeline(folder: Path | str, **options: Any) -> Any:
 
     options: handed to ``from_pretrained``, such as ``dtype``.
     """
+    name = read_index(folder)["_class_name"]
+    kind = ClassConditionalPipeline if name == ClassConditionalPipeline.__name__ else DiffusionPipeline
+    return kind.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **options)
+
+
+def read_index(folder: Path | str) -> dict[str, Any]:
+    """What a pipeline's folder says that it holds; raises NotThere or Damaged."""
     index = Path(folder) / "model_index.json"
     if not index.is_file():
         raise NotThere(
             f"{folder} holds no pipeline (model_index.json is missing); name a folder that save_pretrained wrote"
         )
     try:
-        name = json.loads(index.read_text(encoding="utf-8"))["_class_name"]
-    except (ValueError, KeyError, TypeError) as error:
+        read: dict[str, Any] = {"_class_name": None, **json.loads(index.read_text(encoding="utf-8"))}
+    except (ValueError, TypeError) as error:
         raise Damaged(f"{index} cannot be read ({error!r}); save the pipeline again") from error
-    kind = ClassConditionalPipeline if name == ClassConditionalPipeline.__name__ else DiffusionPipeline
-    return kind.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **options)
+    if not isinstance(read["_class_name"], str):
+        raise Damaged(f"{index} names no pipeline class; save the pipeline again")
+    return read

@@ -11,7 +11,7 @@ import torch
 
 import negindex.data
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
 
 
 class DemoRun(NamedTuple):

@@ -13,7 +13,8 @@ from PIL import Image
 
 from negindex import Collection
 from negindex.disk import writer_lock
-from negindex.receipts import pixels_sha256
+from negindex.receipts import Receipt, pixels_sha256
+from negindex.sampler.png import read_receipt
 from negindex.tools.cli import main
 
 EMPTY, REFUSED, PARTLY, NOT_THERE, NOT_ALLOWED, INTEGRITY = 0, 2, 3, 10, 12, 13
@@ -42,22 +43,34 @@ def made(images, tmp_path):
 
 
 def commands(group=main, path=()):
+    """The path of every command; of a group, those of its commands."""
     context = click.Context(group)
     for name in group.list_commands(context):
-        yield (*path, name)
+        command = group.get_command(context, name)
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield (*path, name)
+
+
+def parse(words):
+    """Raise when a command line does not parse, down to the command that it names."""
+    command = main
+    while isinstance(command, click.Group):
+        command, *words = command.get_command(click.Context(command), words[0]), *words[1:]
+    command.make_context(command.name, words)
 
 
 @pytest.mark.parametrize("path", list(commands()), ids=" ".join)
 def test_every_command_has_help_with_a_runnable_example(path):
     said = run(*path, "--help")
     assert said.exit_code == 0
-    examples = [line.strip() for line in said.output.splitlines() if line.strip().startswith("negindex ")]
+    shown = said.output.replace("\\\n", " ").splitlines()
+    examples = [shlex.split(line)[1:] for line in shown if line.strip().startswith("negindex ")]
     assert examples, f"{' '.join(path)} shows no example"
-    for example in said.output.replace("\\\n", " ").splitlines():
-        if example.strip().startswith("negindex "):
-            words = shlex.split(example)[1:]
-            command = main.get_command(click.Context(main), words[0])
-            command.make_context(words[0], words[1:])  # raises when the example does not parse
+    for words in examples:
+        assert words[: len(path)] == list(path)
+        parse(words)
 
 
 def test_build_puts_every_image_in_and_says_so(images, tmp_path):
@@ -238,6 +251,17 @@ class TestGenerate:
         for remedy in ("reference", "calibrate", "gate"):
             assert remedy in done.stderr
         assert not (tmp_path / "out").exists()
+
+    def test_the_receipt_inside_an_image_is_the_one_beside_it(self, made, tmp_path):
+        (tmp_path / "other").mkdir()
+        Image.new("L", (8, 8)).save(tmp_path / "other" / "0.png")
+        run("build", tmp_path / "b.set", tmp_path / "other", "--size", 8)
+        words = ["--negatives", made, "--reference", tmp_path / "b.set", "--steps", 2, "--out", tmp_path / "out"]
+        assert run("generate", self.FOLDER, *words).exit_code == 0
+        receipt = read_receipt(tmp_path / "out" / "00000.png")
+        assert receipt == Receipt.from_json((tmp_path / "out" / "00000.json").read_text())
+        with Image.open(tmp_path / "out" / "00000.png") as image:
+            assert receipt.matches(image)
 
     def test_what_a_pipeline_does_not_take_is_a_usage_error(self, tmp_path):
         done = run("generate", self.FOLDER, "--unguarded", "--prompt", "a cat", "--out", tmp_path / "out")

@@ -101,5 +101,7 @@ def test_the_shipped_weights_can_be_made_again():
         at = torch.full((len(labels),), t)
         x_t = noising.add_noise(held_out.rows, noise, at)
         with torch.no_grad():
-            losses = [((unet(x_t, at, class_labels=labels).sample - noise) ** 2).mean().item() for unet in (shipped, again)]
+            losses = [
+                ((unet(x_t, at, class_labels=labels).sample - noise) ** 2).mean().item() for unet in (shipped, again)
+            ]
         assert losses[1] == pytest.approx(losses[0], rel=0.05), f"at t = {t}"

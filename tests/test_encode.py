@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageOps, PngImagePlugin
 
-from negindex.errors import ImageRefused, InvalidInput, OutOfRange
+from negindex.errors import ImageRefused, InvalidInput, OutOfRange, SpaceMismatch
 from negindex.sampler import PixelEncoder
 from negindex.sampler.encode import images_in, is_grey, read_image, space_of, to_images
 
@@ -282,18 +282,46 @@ def pipe_with(**parts):
     return type("Pipe", (), parts)()
 
 
-def test_a_space_is_pixels_or_one_vae_and_its_normalisation():
-    nudged = Vae(scaling_factor=0.2)
+def nudged(ulp):
+    vae = Vae(scaling_factor=0.2)
     with torch.no_grad():
-        nudged.layer.weight[0, 0] = torch.nextafter(torch.tensor(1.0), torch.tensor(2.0))
+        vae.layer.weight[0, 0] += ulp
+    return vae
+
+
+def test_a_space_is_pixels_or_one_vae_and_its_normalisation():
     spaces = [
         space_of(pipe_with()),
         space_of(pipe_with(vae=Vae(scaling_factor=0.2))),
         space_of(pipe_with(vae=Vae(scaling_factor=0.3))),
         space_of(pipe_with(vae=Vae(scaling_factor=0.2, shift_factor=0.1))),
-        space_of(pipe_with(vae=nudged)),
-        space_of(pipe_with(vae=Vae(scaling_factor=0.2).half())),
+        space_of(pipe_with(vae=Vae(scaling_factor=0.2, latents_mean=[0.1], latents_std=[1.0]))),
+        space_of(pipe_with(vae=nudged(torch.finfo(torch.float16).eps))),
     ]
     assert spaces[0] == COLOUR.space == space_of(pipe_with(vae=None)) == "pixels"
     assert len(set(spaces)) == len(spaces)
     assert space_of(pipe_with(vae=Vae(scaling_factor=0.2))) == spaces[1]
+
+
+def test_a_space_is_the_same_in_float32_and_float16_and_says_lists_and_tuples_alike():
+    vae = Vae(scaling_factor=0.2)
+    torch.nn.init.normal_(vae.layer.weight)
+    space = space_of(pipe_with(vae=vae))
+    assert space_of(pipe_with(vae=vae.half())) == space
+    assert space_of(pipe_with(vae=vae.float())) == space, "and back again"
+    listed, tupled = (Vae(latents_mean=kind([0.5, 1.5]), latents_std=kind([1.0, 2.0])) for kind in (list, tuple))
+    assert space_of(pipe_with(vae=listed)) == space_of(pipe_with(vae=tupled))
+
+
+def test_latents_of_another_kind_are_no_pixels():
+    with pytest.raises(SpaceMismatch, match="vqvae"):
+        space_of(pipe_with(vqvae=Vae()))
+
+
+def test_a_decoded_image_has_the_row_of_its_file(tmp_path):
+    image = Image.fromarray(noise(8, 8, 3))
+    assert (COLOUR.row(image, "image") == COLOUR.encode(saved(tmp_path, image))).all()
+    clear = Image.new("RGBA", (8, 8), (9, 9, 9, 0))
+    assert (COLOUR.row(clear, "image") == 1).all()
+    with pytest.raises(ImageRefused, match="sample 7 has colour"):
+        GREY.row(image, "sample 7")

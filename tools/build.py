@@ -4,30 +4,45 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from negindex.tools.common import PARTLY, errors_to_exit_codes
 
+if TYPE_CHECKING:
+    from negindex import Collection
+    from negindex.sampler.encode import Encoder
+
 _SOURCES = click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
 _SET = click.argument("set_path", metavar="SET", type=click.Path(path_type=Path))
 _LABEL = click.option("--label", help="A label for all rows of this run, to look them up and withdraw them by.")
+_PIPELINE = click.option(
+    "--pipeline",
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Make rows in the space of this pipeline, a folder that save_pretrained wrote; only its VAE is loaded.",
+)
 _REASON = click.option("--reason", default="", help="Why, for the record.")
 
 
 @click.command(
     epilog="""\b
-Example:
+Examples:
   negindex build demo/eights.set demo/digits/8 --space pixels --size 8
+  negindex build claims.set claims/ --pipeline models/my-pipeline --size 512
 """
 )
 @_SET
 @_SOURCES
-@click.option("--space", type=click.Choice(["pixels"]), default="pixels", show_default=True, help="What the rows are.")
+@click.option("--space", type=click.Choice(["pixels"]), help="What the rows are; pixels unless --pipeline says.")
+@_PIPELINE
 @click.option(
-    "--size", required=True, metavar="N|HxW", help="Height and width of the model's samples, such as 8 or 480x640."
+    "--size", required=True, metavar="N|HxW", help="Height and width of the model's images, such as 8 or 480x640."
 )
-@click.option("--channels", type=click.IntRange(1, 3), help="1 or 3; default: 1 when every image of a new set is grey.")
+@click.option(
+    "--channels", type=click.IntRange(1, 3), help="Of pixels: 1 or 3; default: 1 when every image of a new set is grey."
+)
 @click.option(
     "--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True, help="Stored type."
 )
@@ -37,7 +52,8 @@ Example:
 def build(
     set_path: Path,
     sources: tuple[Path, ...],
-    space: str,
+    space: str | None,
+    pipeline: Path | None,
     size: str,
     channels: int | None,
     dtype: str,
@@ -49,55 +65,57 @@ def build(
     SET is made when it is not there. Run again, it adds what is new and changes nothing else. A file that
     cannot become a row is named, stops nothing, and makes the exit code 3.
     """
+    if pipeline is not None and (space or channels):
+        raise click.UsageError("--pipeline says what the rows are; leave out --space and --channels")
     from negindex import Collection
-    from negindex.errors import ShapeMismatch
-    from negindex.sampler.corpus import pixel_encoder, sources_in
+    from negindex.sampler.corpus import encoder_asked, sources_in
 
-    height, width = _height_width(size)
+    height, width = height_width(size)
     inputs = sources_in(sources)
-    if set_path.exists():
-        collection = Collection.open(set_path)
-        asked = (channels or collection.shape[0], height, width)
-        if asked != collection.shape:
-            raise ShapeMismatch(
-                f"{set_path} holds rows of shape {collection.shape}, --size asks for {asked}; build another set"
-            )
-    else:
-        encoder = pixel_encoder([file for _, file in inputs], height, width, channels)
-        collection = Collection.create(set_path, encoder.shape, space, dtype=dtype)
-    _ingest(collection, inputs, label, reason)
+    collection = Collection.open(set_path) if set_path.exists() else None
+    encoder = encoder_asked(
+        collection, [file for _, file in inputs], height, width, channels=channels, pipeline=pipeline
+    )
+    if collection is None:
+        collection = Collection.create(set_path, encoder.shape, encoder.space, dtype=dtype)
+    _ingest(collection, inputs, encoder, label, reason)
 
 
 @click.command(
     epilog="""\b
-Example:
+Examples:
   negindex add demo/eights.set demo/digits/3 --label threes
+  negindex add claims.set notice-17.png --pipeline models/my-pipeline --label claim-17
 """
 )
 @_SET
 @_SOURCES
+@_PIPELINE
 @_LABEL
 @_REASON
 @errors_to_exit_codes
-def add(set_path: Path, sources: tuple[Path, ...], label: str | None, reason: str) -> None:
+def add(set_path: Path, sources: tuple[Path, ...], pipeline: Path | None, label: str | None, reason: str) -> None:
     """Put more images in force in a collection that exists.
 
+    A set in a pipeline's latent space needs that pipeline's folder again (--pipeline); another one is refused.
     When the command returns they are on the disk, and every sampler that follows the set obeys them from
     its next image on.
     """
     from negindex import Collection
-    from negindex.sampler.corpus import sources_in
+    from negindex.sampler.corpus import encoder_for, sources_in
 
-    _ingest(Collection.open(set_path), sources_in(sources), label, reason)
+    collection = Collection.open(set_path)
+    inputs = sources_in(sources)
+    _ingest(collection, inputs, encoder_for(collection, pipeline), label, reason)
 
 
-def _ingest(collection, inputs, label: str | None, reason: str) -> None:  # type: ignore[no-untyped-def]
-    from negindex.sampler.corpus import encoder_for, ingest
+def _ingest(
+    collection: Collection, inputs: list[tuple[str, Path]], encoder: Encoder, label: str | None, reason: str
+) -> None:
+    from negindex.sampler.corpus import ingest
 
     with click.progressbar(length=len(inputs), label="encoding", file=sys.stderr) as bar:
-        report = ingest(
-            collection, inputs, encoder_for(collection), label=label, reason=reason, progress=lambda _: bar.update(1)
-        )
+        report = ingest(collection, inputs, encoder, label=label, reason=reason, progress=lambda _: bar.update(1))
     for name, why in report.refused:
         click.echo(f"refused: {name}: {why}", err=True)
     click.echo(
@@ -108,7 +126,8 @@ def _ingest(collection, inputs, label: str | None, reason: str) -> None:  # type
         sys.exit(PARTLY)
 
 
-def _height_width(size: str) -> tuple[int, int]:
+def height_width(size: str) -> tuple[int, int]:
+    """--size as numbers; a usage error where it is none."""
     parts = size.lower().split("x")
     if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise click.BadParameter(

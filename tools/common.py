@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import platform
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 import click
@@ -40,3 +42,17 @@ def quiet_diffusers() -> None:
     from diffusers.utils import logging
 
     logging.disable_progress_bar()
+
+
+def machine() -> str:
+    """What the times were measured on."""
+    from importlib.metadata import version
+
+    import torch
+
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    processor = names[0] if names else platform.processor() or platform.machine()
+    libraries = f"torch {torch.__version__}, diffusers {version('diffusers')}"
+    return f"measured on {processor}, {torch.get_num_threads()} threads, {libraries}"

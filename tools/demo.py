@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import shutil
 import sys
 import time
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from negindex.tools.common import errors_to_exit_codes, quiet_diffusers
+from negindex.tools.common import errors_to_exit_codes, machine, quiet_diffusers
 
 if TYPE_CHECKING:
     from negindex.receipts import Receipt
@@ -65,7 +64,7 @@ def demo(out: Path) -> None:
     pipe.set_progress_bar_config(disable=True)
     setting = Setting(pipe, Collection.open(eights), Collection.open(others))
     click.echo(f"   {setting}")
-    click.echo(f"   {_machine()}")
+    click.echo(f"   {machine()}")
     click.echo(
         f"   classifier, never asked by the guard: {judge.accuracy:.1%} right on held-out digits; "
         f"these lie {judge.held_out_distance:.2f} from the nearest training image"
@@ -83,17 +82,6 @@ def demo(out: Path) -> None:
     verdicts = [verdict for scheduler in compared for verdict in scheduler.verdicts()]
     verdicts += _takedown(setting, judge, eights, out)
     _conclude(verdicts, out, time.perf_counter() - began)
-
-
-def _machine() -> str:
-    """What the times were measured on."""
-    import torch
-
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    processor = names[0] if names else platform.processor() or platform.machine()
-    return f"measured on {processor}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def _build_sets(out: Path, training: Any) -> tuple[Path, Path]:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import inspect
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from negindex.tools.common import errors_to_exit_codes, quiet_diffusers
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from negindex.receipts import Receipt
 
 
 @click.command(
@@ -60,8 +65,8 @@ def generate(
 ) -> None:
     """Sample images from PIPELINE, a folder that diffusers' save_pretrained wrote, away from a collection.
 
-    Writes OUT/00000.png … and beside each its receipt, OUT/00000.json, bound to the image's pixels.
-    Nothing is fetched.
+    Writes OUT/00000.png … with its receipt inside, bound to the image's pixels, and once more beside it,
+    OUT/00000.json. Nothing is fetched.
     """
     if unguarded == (negatives is not None):
         raise click.UsageError("give --negatives, or --unguarded, and not both")
@@ -86,13 +91,21 @@ def generate(
             asked = _arguments(pipe, len(numbers), prompt, class_label, guidance)
             generators = [torch.Generator().manual_seed(seed + i) for i in numbers]
             images = pipe(**asked, num_inference_steps=steps, generator=generators).images
-            for i, image in zip(numbers, images, strict=True):
-                image.save(out / f"{i:05d}.png")
-            if guarding is not None:
-                for i, image, receipt in zip(numbers, images, guarding.receipts, strict=True):
-                    receipt.bind(image).save(out / f"{i:05d}.json")
+            receipts = [None] * len(numbers) if guarding is None else guarding.receipts
+            for i, image, receipt in zip(numbers, images, receipts, strict=True):
+                _save(out / f"{i:05d}.png", image, receipt)
             bar.update(len(numbers))
     click.echo(f"{out}: {count} images{'' if guarding is None else ', each with its receipt'}")
+
+
+def _save(path: Path, image: Image, receipt: Receipt | None) -> None:
+    """An image with its receipt inside and beside it, or alone where nothing guarded it."""
+    from negindex.sampler.png import save_image
+
+    if receipt is None:
+        image.save(path)
+    else:
+        save_image(image, receipt, path).save(path.with_suffix(".json"))
 
 
 def _arguments(
