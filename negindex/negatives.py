@@ -11,6 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from negindex.checks import all_finite
 from negindex.errors import EmptySet, InvalidInput, NotFinite, OutOfRange, ShapeMismatch
 from negindex.kernel import LITERAL, Kernel
 from negindex.moments import Moments
@@ -180,7 +181,7 @@ class Negatives(ABC):
                 f"query of shape {tuple(x.shape)} for rows of shape {self.shape}; "
                 f"give (B, {', '.join(map(str, self.shape))})"
             )
-        if not bool(torch.isfinite(x).all()):
+        if not all_finite(x):
             raise NotFinite("the query holds NaN or Inf: the model diverged, or half precision overflowed")
 
     def _validated(
@@ -211,7 +212,7 @@ def _naming(told: Partial, rows: int) -> Partial:
 
 def _check_answer(told: Partial, query: Query) -> None:
     """Weights may leave float64's range where sigma / alpha or the sample is absurd: say so, never answer NaN."""
-    if not bool(torch.isfinite(told.log_norm).all() & torch.isfinite(told.mean).all()):
+    if not (all_finite(told.log_norm) and all_finite(told.mean)):
         raise OutOfRange(
             f"weights beyond float64 at sigma / alpha = {query.level.s.unique().tolist()}, largest |x_t| = "
             f"{float(query.x_t.abs().max()):g}; give a noise level and a sample that a model can have made"

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from negindex.checks import all_finite
 from negindex.errors import NotFinite, NothingToCompareWith, ShapeMismatch, SpaceMismatch
 from negindex.kernel import LITERAL, Kernel
 from negindex.negatives import Negatives
@@ -113,7 +114,7 @@ class Correction:
         delta = self.rule(
             View(x0.detach().to(torch.float64), seen, benign, log_odds, x_t.detach(), level, self.negatives)
         )
-        if not bool(torch.isfinite(delta).all()):
+        if not all_finite(delta):
             raise NotFinite(
                 "the correction is NaN or Inf: the model's x0 diverged, or a rule divided by zero; no image was changed"
             )
