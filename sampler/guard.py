@@ -172,7 +172,7 @@ def _fraction(scheduler: Any, timestep: float) -> float | None:
 
 def _add(out: Tensor, change: Tensor) -> Tensor:
     """out + change in out's dtype; bit for bit out where the change is zero."""
-    return torch.where(change == 0, out, (out.double() + change).to(out.dtype))
+    return torch.where(change == 0, out, (out + change).to(out.dtype))  # the sum is made in float64
 
 
 def _guarded_scheduler(base: type, owner: Guard) -> type:
