@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from small_sets import SHAPE, rows
 
 import negindex.data
+from negindex import Collection
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
 
@@ -30,3 +32,15 @@ def demo_run(tmp_path_factory):
     words = [sys.executable, "-m", "negindex.tools", "demo", "--out", "demo"]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     return DemoRun(folder, done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture
+def col(tmp_path):
+    return Collection.create(tmp_path / "set", SHAPE, "pixels")
+
+
+@pytest.fixture
+def three(col):
+    """Rows a, b and c in force at version 1."""
+    col.add(rows(3), ["a", "b", "c"])
+    return col

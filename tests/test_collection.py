@@ -4,6 +4,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from small_sets import SHAPE, rows, state
 
 from negindex import Collection, NoiseLevel
 from negindex.errors import (
@@ -16,30 +17,6 @@ from negindex.errors import (
     ShapeMismatch,
     UnknownKey,
 )
-
-SHAPE = (2, 3)
-
-
-def rows(count, seed=0):
-    return np.random.default_rng(seed).normal(size=(count, *SHAPE)).astype(np.float16)
-
-
-def state(collection):
-    """Everything that a refused change must leave alone."""
-    return collection.versions(), collection.source_keys(), collection.digests(), collection.segments()
-
-
-@pytest.fixture
-def col(tmp_path):
-    return Collection.create(tmp_path / "set", SHAPE, "pixels")
-
-
-@pytest.fixture
-def three(col):
-    """Rows a, b and c in force at version 1."""
-    col.add(rows(3), ["a", "b", "c"])
-    return col
-
 
 # -- create and open -----------------------------------------------------------------------
 
