@@ -10,7 +10,6 @@ Write order, with what a crash in each gap leaves behind:
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 import threading
 import uuid
@@ -42,10 +41,10 @@ from negindex.negatives import Negatives, Query, Reach, row_elements
 from negindex.partial import Origin, Partial
 from negindex.segment import SEGMENT_BYTES, Segment, write_segment
 from negindex.snapshot import Snapshot
+from negindex.text import is_unicode
 
 DTYPES = ("float16", "float32")
 _CATALOGUE, _SEGMENTS = "catalogue.sqlite", "segments"
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Collection(Negatives):
@@ -282,7 +281,7 @@ def _check_keys(source_keys: Sequence[str], rows: int) -> list[str]:
     keys = list(source_keys)
     if len(keys) != rows:
         raise ShapeMismatch(f"{len(keys)} source keys for {rows} rows; give one key a row")
-    strange = [key for key in keys if not (key and _is_text(key))]
+    strange = [key for key in keys if not (key and is_unicode(key))]
     if strange:
         raise InvalidInput(
             f"{_some(strange)} no source key: empty, or no Unicode text; give each row its upstream's name"
@@ -297,15 +296,10 @@ def _spread(label: str | Sequence[str | None] | None, rows: int) -> list[str | N
     label = [label] * rows if label is None or isinstance(label, str) else label
     if len(label) != rows:
         raise ShapeMismatch(f"{len(label)} labels for {rows} rows; give one for all, or one a row")
-    strange = [one for one in label if not (one is None or _is_text(one))]
+    strange = [one for one in label if not (one is None or is_unicode(one))]
     if strange:
         raise InvalidInput(f"{_some(strange)} no label; give Unicode text, or None")
     return list(label)
-
-
-def _is_text(value: object) -> bool:
-    """Whether the record can hold it: a lone surrogate, as in an undecodable file name, it cannot."""
-    return isinstance(value, str) and not _SURROGATE.search(value)
 
 
 def _some(keys: Sequence[object]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 
 from negindex.errors import Damaged
+from negindex.text import is_unicode
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def _built(kind: Any, value: Any, where: str) -> Any:
         return _INFINITIES[value]
     if kind is float and type(value) is int and abs(value) < 1 << 53:
         return float(value)  # other programs write 1.0 as 1
-    if type(value) is kind and not (kind is str and _lone_surrogate(value)):
+    if type(value) is kind and (kind is not str or is_unicode(value)):
         return value
     raise Damaged(f"{where} is {_shown(value)}, no {getattr(kind, '__name__', kind)}; take the copy beside the image")
 
@@ -164,10 +165,6 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no JSON")
-
-
-def _lone_surrogate(text: str) -> bool:
-    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _shown(value: Any) -> str:

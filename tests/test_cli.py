@@ -1,8 +1,11 @@
 """The command line: parse, call one library function, print; every outcome has its exit code."""
 
 import json
+import re
 import shlex
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -212,6 +215,18 @@ def test_a_newer_format_and_a_locked_set_have_their_codes(made, images, monkeypa
     done = run("status", made)
     assert done.exit_code == INTEGRITY
     assert "format 999" in done.stderr
+
+
+def test_the_benchmark_of_the_guard_names_its_machine_sizes_and_parts():
+    words = ["guard", "--batch", "1", "--shape", "4,16,16", "--rows", "3", "--steps", "2"]
+    command = [sys.executable, "-m", "negindex.tools", "bench", *words]  # apart, since it sets torch's threads
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"measured on .*torch .*diffusers .*\nbatch 1 × 4,16,16, 3 negatives and 3 reference rows", done.stdout
+    )
+    assert len(re.findall(r"^  \D+ +-?\d+\.\d{3}$", done.stdout, re.MULTILINE)) == 4
+    assert run("bench", "guard", "--shape", "4,64").exit_code == REFUSED
 
 
 class TestGenerate:

@@ -14,7 +14,7 @@ import negindex.tools
 
 CORE, SAMPLER, TOOLS = (Path(p.__file__).parent for p in (negindex, negindex.sampler, negindex.tools))
 LAYERS = [  # lowest first; a module may import from lower layers and, within the store, from its left
-    ["errors", "checks"],
+    ["errors", "checks", "text"],
     ["noise", "disk"],
     ["kernel", "catalogue", "segment"],
     ["partial", "receipts", "moments"],

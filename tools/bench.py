@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from statistics import median
@@ -34,7 +35,7 @@ Example:
 def guard(batch: int, shape: str, rows: int, steps: int, threads: int) -> None:
     """What the guard itself costs a step, apart from looking the sets up.
 
-    A randomly initialised U-Net of 11 M parameters is the network, far smaller than those in use; DDIM is
+    A randomly initialised U-Net of 9.7 M parameters is the network, far smaller than those in use; DDIM is
     the scheduler. Medians over the steps of one guarded run after a run to warm up.
     """
     import torch
@@ -104,7 +105,6 @@ def _guarded_run(batch: int, size: tuple[int, ...], rows: int, steps: int) -> di
 
 def _timed(times: dict[str, list[float]], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, with its seconds a call added to ``times[name]``."""
-    import functools
 
     @functools.wraps(function)
     def timed(*args: Any, **kwargs: Any) -> Any:
