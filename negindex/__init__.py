@@ -4,7 +4,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from negindex.catalogue import Version
     from negindex.collection import Collection
     from negindex.errors import NegindexError
     from negindex.exact import Exact
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from negindex.partial import Heaviest, Origin, Partial
     from negindex.receipts import Receipt
     from negindex.snapshot import Snapshot
+    from negindex.states import Version
     from negindex.union import Union
 
 __version__ = "0.1.0"
@@ -43,7 +43,7 @@ _HOME = {
     "NoiseLevel": "noise",
     "Origin": "partial",
     "Receipt": "receipts",
-    "Version": "catalogue",
+    "Version": "states",
 }
 
 

@@ -1,98 +1,44 @@
-"""The record of a collection: which rows are in force since which version. SQLite; one transaction, one version."""
+"""The record of a collection, as it is read: which rows are in force since which version, under which claims.
+
+SQLite; one transaction, one version, one log record. ``change`` holds what writes it.
+"""
 
 from __future__ import annotations
 
-import errno
 import json
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from negindex.change import Change, Nodes
+from negindex.checkpoint import Checkpoint
 from negindex.disk import Disk
-from negindex.errors import Damaged, Locked, NewerFormat, NoCollection, UnknownVersion
+from negindex.errors import Damaged, Erased, NewerFormat, NoCollection, NotAllowed, UnknownClaim, UnknownVersion
+from negindex.keys import Key
+from negindex.log import Record
+from negindex.merkle import Tree
+from negindex.schema import APPLICATION_ID, FORMAT, LIVE, SCHEMA, connect, named
+from negindex.states import ClaimRecord, Meta, Note, Outstanding, Provenance, SegmentRecord, Version
 
-FORMAT = 1
-_APPLICATION_ID = 0x6E656769  # "negi"
-_BATCH = 500  # keys asked for in one statement
-WAIT = 10.0  # seconds that another program may hold the database
-
-_SCHEMA = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-CREATE TABLE versions (
-    version INTEGER PRIMARY KEY, at TEXT NOT NULL, action TEXT NOT NULL, reason TEXT NOT NULL,
-    changed INTEGER NOT NULL, in_force INTEGER NOT NULL
-) STRICT;
-CREATE TABLE segments (
-    segment INTEGER PRIMARY KEY, file TEXT NOT NULL UNIQUE, rows INTEGER NOT NULL, bytes INTEGER NOT NULL,
-    sha256 TEXT NOT NULL, added INTEGER NOT NULL REFERENCES versions
-) STRICT;
-CREATE TABLE rows (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, source_key TEXT NOT NULL, label TEXT, sha256 TEXT NOT NULL,
-    segment INTEGER NOT NULL REFERENCES segments, place INTEGER NOT NULL, withdrawn INTEGER REFERENCES versions
-) STRICT;
-CREATE UNIQUE INDEX key_in_force ON rows (source_key) WHERE withdrawn IS NULL;
-CREATE INDEX row_digest ON rows (sha256);
-CREATE INDEX withdrawn_rows ON rows (withdrawn, segment, place) WHERE withdrawn IS NOT NULL;
-"""
-
-
-class Meta(NamedTuple):
-    """What never changes about a collection."""
-
-    set_id: str
-    shape: tuple[int, ...]
-    space: str
-    dtype: str
-
-
-class Version(NamedTuple):
-    """One change of the set."""
-
-    version: int
-    at: str  # ISO 8601, UTC
-    action: str  # create, add or withdraw
-    reason: str
-    changed: int  # rows added or withdrawn
-    in_force: int  # rows in force afterwards
-
-
-class SegmentRecord(NamedTuple):
-    """A sealed file as the catalogue knows it."""
-
-    segment: int
-    file: str
-    rows: int
-    bytes: int
-    sha256: str
-    added: int
-
-
-class NewRow(NamedTuple):
-    """A row about to be put in force."""
-
-    id: int
-    source_key: str
-    label: str | None
-    sha256: str
-    place: int
+_BATCH = 500  # values asked for in one statement
+_LIVE = ",".join(f"'{state}'" for state in LIVE)
 
 
 class Catalogue:
     """One connection to ``catalogue.sqlite``, usable from several threads."""
 
-    def __init__(self, path: Path, disk: Disk) -> None:
-        self._disk, self._lock = disk, threading.RLock()
+    def __init__(self, path: Path, disk: Disk, key: Key | None = None) -> None:
+        self._disk, self._key, self._lock = disk, key, threading.RLock()
         if not path.is_file():
             raise NoCollection(
                 f"{path.parent} holds no collection ({path.name} is missing); make one with `negindex build`"
             )
-        self._path = path
+        self.path = path
         with self._asking():
-            self._db = _connect(path)
+            self._db = connect(path)
         try:
             self._check_format()
             self.meta = self._read_meta()
@@ -101,13 +47,13 @@ class Catalogue:
             raise
 
     @staticmethod
-    def create(path: Path, meta: Meta) -> None:
+    def create(path: Path, meta: Meta, key: Key | None = None) -> None:
         """Write an empty catalogue at version 0."""
-        db = _connect(path, mode="rwc")
+        db = connect(path, mode="rwc")
         db.execute("PRAGMA journal_mode = WAL")  # the file remembers it
-        db.executescript(f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = {FORMAT}; BEGIN; {_SCHEMA}")
+        db.executescript(f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; BEGIN; {SCHEMA}")
         db.executemany("INSERT INTO meta VALUES (?, ?)", [(k, json.dumps(v)) for k, v in meta._asdict().items()])
-        db.execute("INSERT INTO versions VALUES (0, ?, 'create', '', 0, 0)", (_now(),))
+        Change(db, "create", Note(), key=key, meta=meta).finish()
         db.execute("COMMIT")
         db.close()
 
@@ -118,123 +64,24 @@ class Catalogue:
     def reading(self) -> Iterator[None]:
         """Everything read inside belongs to one version."""
         with self._asking():
+            if self._db.in_transaction:
+                yield
+                return
             self._db.execute("BEGIN")
             try:
                 yield
             finally:
                 self._db.execute("ROLLBACK")
 
-    def newest(self) -> Version:
-        """The version in force now."""
-        with self._asking():
-            row = self._db.execute("SELECT * FROM versions ORDER BY version DESC LIMIT 1").fetchone()
-        return Version(*row)
-
-    def version(self, number: int) -> Version:
-        """One version; raises UnknownVersion."""
-        with self._asking():
-            row = self._db.execute("SELECT * FROM versions WHERE version = ?", (number,)).fetchone()
-        if row is None:
-            raise UnknownVersion(f"version {number}; the collection has versions 0 to {self.newest().version}")
-        return Version(*row)
-
-    def versions(self) -> list[Version]:
-        """The whole history, oldest first."""
-        with self._asking():
-            return [Version(*row) for row in self._db.execute("SELECT * FROM versions ORDER BY version")]
-
-    def segments(self, version: int | None = None) -> list[SegmentRecord]:
-        """The files that a version reads (all files when None)."""
-        with self._asking():
-            rows = self._db.execute(
-                "SELECT * FROM segments WHERE ?1 IS NULL OR added <= ?1 ORDER BY segment", (version,)
-            ).fetchall()
-        return [SegmentRecord(*row) for row in rows]
-
-    def withdrawn(self, version: int) -> list[tuple[int, int]]:
-        """(segment, place) of each row that a version leaves out."""
-        with self._asking():
-            return self._db.execute("SELECT segment, place FROM rows WHERE withdrawn <= ?", (version,)).fetchall()
-
-    def labelled(self, label: str) -> list[tuple[int, int]]:
-        """(segment, place) of each row that was ever added under a label."""
-        with self._asking():
-            return self._db.execute("SELECT segment, place FROM rows WHERE label = ?", (label,)).fetchall()
-
-    def in_force(self, source_keys: Sequence[str]) -> dict[str, tuple[int, str]]:
-        """{source key: (id, sha256)} for those of the keys that are in force."""
-        sql = "SELECT source_key, id, sha256 FROM rows WHERE withdrawn IS NULL AND source_key IN"
-        return {key: (row_id, digest) for key, row_id, digest in self._ask(sql, source_keys)}
-
-    def keys_in_force(self, label: str | None = None) -> list[str]:
-        """All source keys in force, or those under one label, sorted."""
-        sql = "SELECT source_key FROM rows WHERE withdrawn IS NULL AND (?1 IS NULL OR label = ?1) ORDER BY 1"
-        with self._asking():
-            return [key for (key,) in self._db.execute(sql, (label,))]
-
-    def source_keys(self, ids: Sequence[int]) -> dict[int, str]:
-        """{id: source key}, also of rows that were withdrawn since."""
-        return dict(self._ask("SELECT id, source_key FROM rows WHERE id IN", ids))
-
-    def digests(self, ids: Sequence[int]) -> dict[int, str]:
-        """{id: sha256 of the row's stored bytes}."""
-        return dict(self._ask("SELECT id, sha256 FROM rows WHERE id IN", ids))
-
-    def ids_with(self, digests: Sequence[str]) -> dict[str, list[int]]:
-        """{sha256: ids of the rows, in force or not, that have it}."""
-        found: dict[str, list[int]] = {}
-        for row_id, digest in self._ask("SELECT id, sha256 FROM rows WHERE sha256 IN", digests):
-            found.setdefault(digest, []).append(row_id)
-        return found
-
-    def next_id(self) -> int:
-        """The first id that no row ever had."""
-        with self._asking():
-            row = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'rows'").fetchone()
-        return int(row[0]) + 1 if row else 1
-
-    def add(self, files: Iterable[tuple[SegmentRecord, list[NewRow]]], reason: str) -> int:
-        """Put sealed files in force as one new version; returns it."""
-        files = list(files)
-        with self._change("add", reason, sum(len(rows) for _, rows in files)) as version:
-            for record, rows in files:
-                cursor = self._db.execute(
-                    "INSERT INTO segments (file, rows, bytes, sha256, added) VALUES (?, ?, ?, ?, ?)",
-                    (record.file, record.rows, record.bytes, record.sha256, version),
-                )
-                self._db.executemany(
-                    "INSERT INTO rows (id, source_key, label, sha256, segment, place) VALUES (?, ?, ?, ?, ?, ?)",
-                    [(r.id, r.source_key, r.label, r.sha256, cursor.lastrowid, r.place) for r in rows],
-                )
-        return version
-
-    def withdraw(self, ids: Sequence[int], reason: str) -> int:
-        """Take rows out of force as one new version; returns it."""
-        with self._change("withdraw", reason, len(ids)) as version:
-            self._db.executemany("UPDATE rows SET withdrawn = ? WHERE id = ?", [(version, row_id) for row_id in ids])
-        return version
-
-    def _ask(self, sql: str, values: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-        """Rows of a statement that ends in IN, however many values there are."""
-        for start in range(0, len(values), _BATCH):
-            some = values[start : start + _BATCH]
-            with self._asking():
-                yield from self._db.execute(f"{sql} ({','.join('?' * len(some))})", some).fetchall()
-
     @contextmanager
-    def _change(self, action: str, reason: str, changed: int) -> Iterator[int]:
+    def change(self, action: str, note: Note) -> Iterator[Change]:
         """One transaction, one version: all of it or none."""
         with self._asking():
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                last = self.newest()
-                version = last.version + 1
-                in_force = last.in_force + (changed if action == "add" else -changed)
-                self._db.execute(
-                    "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?)",
-                    (version, _now(), action, reason, changed, in_force),
-                )
-                yield version
+                change = Change(self._db, action, note, key=self._key, meta=self.meta)
+                yield change
+                change.finish()
                 self._disk.commit(self._db)
             except BaseException:
                 if self._db.in_transaction:
@@ -242,67 +89,287 @@ class Catalogue:
                 raise
 
     @contextmanager
+    def upkeep(self) -> Iterator[Change]:
+        """One transaction that moves bytes and changes no version: what was in force when stays as it is."""
+        with self._asking():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield Change(self._db, "", Note(), key=None, meta=self.meta)
+                self._disk.commit(self._db)
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    # -- versions --------------------------------------------------------------------------
+
+    def newest(self) -> Version:
+        """The version in force now."""
+        return self._versions("ORDER BY version DESC LIMIT 1")[0]
+
+    def version(self, number: int) -> Version:
+        """One version; raises UnknownVersion."""
+        found = self._versions("WHERE version = ?", number)
+        if not found:
+            raise UnknownVersion(f"version {number}; the collection has versions 0 to {self.newest().version}")
+        return found[0]
+
+    def version_at(self, at: str) -> Version:
+        """The version in force at a moment (ISO 8601, UTC); raises UnknownVersion before the first."""
+        found = self._versions("WHERE at <= ? ORDER BY version DESC LIMIT 1", at)
+        if not found:
+            raise UnknownVersion(f"at {at} the collection did not exist; it was made at {self.version(0).at}")
+        return found[0]
+
+    def versions(self, claim: int | None = None) -> list[Version]:
+        """The whole history, or one claim's, oldest first."""
+        return self._versions("WHERE ?1 IS NULL OR claim = ?1 ORDER BY version", claim)
+
+    def records(self, start: int = 0, stop: int | None = None) -> list[Record]:
+        """The log from ``start`` on, up to ``stop`` (left out)."""
+        sql = "SELECT record FROM versions WHERE version >= ? AND (?2 IS NULL OR version < ?2) ORDER BY version"
+        return [Record.from_json(text) for (text,) in self.ask(sql, start, stop)]
+
+    def checkpoint(self, version: int) -> Checkpoint:
+        """The log's root at a version, with its signature where somebody signed it; raises UnknownVersion."""
+        at = self.version(version).at
+        sql = """SELECT root, coalesce(signature, ''), coalesce(public_key, '') FROM versions
+                 LEFT JOIN checkpoints USING (version) WHERE version = ?"""
+        root, signature, public_key = self.ask(sql, version)[0]
+        return Checkpoint(self.meta.set_id, version, root, at, signature, public_key)
+
+    def tree(self) -> Tree:
+        """The log's Merkle tree, for proofs."""
+        return Tree(Nodes(self._db), self.newest().version + 1)
+
+    def note(self, version: int) -> dict[str, Any]:
+        """The words beside a version's record; {} where an erasure took them."""
+        return _body(self.ask("SELECT body FROM notes WHERE version = ?", version))
+
+    def person(self, version: int) -> dict[str, Any]:
+        """What a version's record says of the claimant; {} where there is nothing, or no longer."""
+        return _body(self.ask("SELECT body FROM persons WHERE version = ?", version))
+
+    # -- rows ------------------------------------------------------------------------------
+
+    def check_readable(self, version: int) -> None:
+        """Raise Erased when bytes that the version needs are gone."""
+        found = self.ask(
+            "SELECT max(erased) FROM rows WHERE segment IS NULL AND added <= ?1 AND withdrawn > ?1 HAVING count(*)",
+            version,
+        )
+        if found and found[0][0] is not None:
+            raise Erased(
+                f"version {version} held rows that were erased at version {found[0][0]}; it can no longer be "
+                "opened, and its receipts still verify; open a later one"
+            )
+        if found:
+            raise Erased(
+                f"version {version} held withdrawn rows that compaction has given up since; its receipts still "
+                "verify; open a later one"
+            )
+
+    def segments(self, version: int | None = None) -> list[SegmentRecord]:
+        """The sealed files that hold rows of a version (all files when None)."""
+        sql = "SELECT * FROM segments WHERE ?1 IS NULL OR first <= ?1 ORDER BY segment"
+        return [SegmentRecord(*row) for row in self.ask(sql, version)]
+
+    def left(self, segment: int, after: int, until: int) -> list[int]:
+        """Places in a segment of rows that went out of force after one version and up to another."""
+        sql = "SELECT place FROM rows WHERE segment = ? AND withdrawn > ? AND withdrawn <= ?"
+        return [place for (place,) in self.ask(sql, segment, after, until)]
+
+    def proposed(self, segment: int) -> list[int]:
+        """Places in a segment of rows that were never in force."""
+        return [p for (p,) in self.ask("SELECT place FROM rows WHERE added IS NULL AND segment = ?", segment)]
+
+    def entered(self, segment: int, after: int, until: int | None = None) -> list[int]:
+        """Places in a segment of rows that came into force after a version (and up to another)."""
+        sql = "SELECT place FROM rows WHERE segment = ? AND added > ? AND (?3 IS NULL OR added <= ?3)"
+        return [place for (place,) in self.ask(sql, segment, after, until)]
+
+    def labelled(self, label: str) -> list[int]:
+        """Ids of the rows that were ever added under a label."""
+        return [row_id for (row_id,) in self.ask("SELECT id FROM rows WHERE label = ? ORDER BY id", label)]
+
+    def held(self, source_keys: Sequence[str]) -> dict[str, tuple[int, str, bool]]:
+        """{source key: (id, sha256, whether in force)} for those of the keys that are in force or proposed."""
+        sql = "SELECT source_key, id, sha256, added IS NOT NULL FROM rows WHERE withdrawn IS NULL AND source_key IN"
+        return {key: (row_id, digest, bool(live)) for key, row_id, digest, live in self._each(sql, source_keys)}
+
+    def ids_under(self, source_keys: Sequence[str]) -> dict[str, list[int]]:
+        """{source key: ids of every row that has it}, in force or not."""
+        return _grouped(self._each("SELECT source_key, id FROM rows WHERE source_key IN", source_keys))
+
+    def keys_in_force(self, label: str | None = None) -> list[str]:
+        """All source keys in force, or those under one label, sorted."""
+        sql = """SELECT source_key FROM rows WHERE withdrawn IS NULL AND added IS NOT NULL
+                 AND (?1 IS NULL OR label = ?1) ORDER BY 1"""
+        return [key for (key,) in self.ask(sql, label)]
+
+    def in_force_at(self, version: int) -> list[tuple[int, str | None]]:
+        """(id, source key) of the rows in force at a version; the key is None once the row is erased."""
+        sql = """SELECT id, source_key FROM rows WHERE added <= ?1 AND (withdrawn IS NULL OR withdrawn > ?1)
+                 ORDER BY id"""
+        return self.ask(sql, version)
+
+    def source_keys(self, ids: Sequence[int]) -> dict[int, str]:
+        """{id: source key}, also of rows that were withdrawn since; an erased row has none."""
+        sql = "SELECT id, source_key FROM rows WHERE source_key IS NOT NULL AND id IN"
+        return dict(self._each(sql, ids))
+
+    def digests(self, ids: Sequence[int]) -> dict[int, str]:
+        """{id: sha256 of the row's stored bytes}."""
+        return dict(self._each("SELECT id, sha256 FROM rows WHERE id IN", ids))
+
+    def ids_with(self, digests: Sequence[str]) -> dict[str, list[int]]:
+        """{sha256: ids of the rows, in force or not, whose stored bytes have it}."""
+        return _grouped(self._each("SELECT sha256, id FROM rows WHERE sha256 IN", digests))
+
+    def placed(self, ids: Sequence[int]) -> dict[int, tuple[int, int]]:
+        """{id: (segment, place)} of the rows whose bytes are there."""
+        sql = "SELECT id, segment, place FROM rows WHERE segment IS NOT NULL AND id IN"
+        return {row_id: (segment, place) for row_id, segment, place in self._each(sql, ids)}
+
+    def row_digests(self, row_id: int) -> tuple[str | None, str | None]:
+        """(sha256 of the stored bytes, sha256 of the source image) of a row; None where it has none."""
+        ((row, image),) = self.ask("SELECT sha256, image_sha256 FROM rows WHERE id = ?", row_id)
+        return row, image
+
+    def provenance(self, row_id: int) -> Provenance:
+        """What is kept of a row's source image."""
+        sql = """SELECT image_sha256, pdq, quality, png FROM rows LEFT JOIN thumbnails ON row = id WHERE id = ?"""
+        return Provenance(*self.ask(sql, row_id)[0])
+
+    def next_id(self) -> int:
+        """The first id that no row ever had."""
+        found = self.ask("SELECT seq FROM sqlite_sequence WHERE name = 'rows'")
+        return int(found[0][0]) + 1 if found else 1
+
+    # -- claims ----------------------------------------------------------------------------
+
+    def claim(self, number: int) -> ClaimRecord:
+        """One claim; raises UnknownClaim."""
+        found = self.ask("SELECT claim, regime, state, hold FROM claims WHERE claim = ?", number)
+        if not found:
+            raise UnknownClaim(f"claim {number}; `negindex claim list` shows those that there are")
+        return ClaimRecord(*found[0])
+
+    def claims(self, state: str | None = None, regime: str | None = None) -> list[ClaimRecord]:
+        """All claims, or those in a state or under a regime, by number."""
+        sql = """SELECT claim, regime, state, hold FROM claims
+                 WHERE (?1 IS NULL OR state = ?1) AND (?2 IS NULL OR regime = ?2) ORDER BY claim"""
+        return [ClaimRecord(*row) for row in self.ask(sql, state, regime)]
+
+    def rows_of(self, claim: int, closed: bool = False) -> list[int]:
+        """Ids of the rows that a claim names; with ``closed`` those that it named before too."""
+        return [
+            row
+            for (row,) in self.ask(
+                "SELECT row FROM claim_rows WHERE claim = ?1 AND (?2 OR closed IS NULL) ORDER BY row", claim, closed
+            )
+        ]
+
+    def claims_on(self, ids: Sequence[int], live: bool = True) -> dict[int, list[ClaimRecord]]:
+        """{row id: the claims that name it now}; the live ones, or all."""
+        state = f"AND state IN ({_LIVE})" if live else ""
+        sql = f"""SELECT row, claim, regime, state, hold FROM claim_rows JOIN claims USING (claim)
+                  WHERE closed IS NULL {state} AND row IN"""
+        return _grouped((row, ClaimRecord(*claim)) for row, *claim in self._each(sql, ids))
+
+    def claims_by_hash(self, digests: Sequence[str]) -> dict[str, list[ClaimRecord]]:
+        """{digest: the open claims that named this content by its hash}."""
+        sql = """SELECT digest, claim, regime, state, hold FROM claim_hashes JOIN claims USING (claim)
+                 WHERE state NOT IN ('withdrawn', 'erased') AND digest IN"""
+        return _grouped((digest, ClaimRecord(*claim)) for digest, *claim in self._each(sql, digests))
+
+    def hashes_of(self, claim: int) -> list[tuple[str, str]]:
+        """(kind, digest) that a claim names."""
+        return self.ask("SELECT kind, digest FROM claim_hashes WHERE claim = ? ORDER BY kind, digest", claim)
+
+    def blocked(self, fingerprints: Sequence[str]) -> set[str]:
+        """Those of the fingerprints that an erasure left behind to keep the content out."""
+        return {f for (f,) in self._each("SELECT fingerprint FROM blocked WHERE fingerprint IN", fingerprints)}
+
+    def outstanding(self) -> list[Outstanding]:
+        """What an erasure or a compaction could not finish yet."""
+        return [Outstanding(*row) for row in self.ask("SELECT version, what, name FROM outstanding ORDER BY 1, 2, 3")]
+
+    def backups(self) -> list[str]:
+        """Where this program put copies of the collection."""
+        return [path for (path,) in self.ask("SELECT path FROM backups ORDER BY path")]
+
+    def scrub(self) -> bool:
+        """Take deleted bytes out of the database and its journal; False while another program reads them."""
+        with self._asking(), closing(connect(self.path)) as db:
+            db.executescript("PRAGMA temp_store = DEFAULT; PRAGMA busy_timeout = 1000;")
+            return self._disk.scrub(db)
+
+    # -- asking ----------------------------------------------------------------------------
+
+    def ask(self, sql: str, *values: Any) -> list[Any]:
+        """All rows of one statement."""
+        with self._asking():
+            return self._db.execute(sql, values).fetchall()
+
+    def _each(self, sql: str, values: Sequence[Any]) -> Iterator[Any]:
+        """Rows of a statement that ends in IN, however many values there are."""
+        for start in range(0, len(values), _BATCH):
+            some = values[start : start + _BATCH]
+            yield from self.ask(f"{sql} ({','.join('?' * len(some))})", *some)
+
+    def _versions(self, where: str, *values: Any) -> list[Version]:
+        sql = """SELECT version, at, action, coalesce(json_extract(notes.body, '$.reason'), ''), changed, in_force,
+                  claim, coalesce(json_extract(notes.body, '$.by'), '') FROM versions LEFT JOIN notes USING (version)"""
+        return [Version(*row) for row in self.ask(f"{sql} {where}", *values)]
+
+    @contextmanager
     def _asking(self) -> Iterator[None]:
         """One thread at a time; what SQLite reports is raised in this package's words."""
         with self._lock:
             try:
                 yield
+            except sqlite3.ProgrammingError as error:
+                raise NotAllowed(f"{self.path.parent} was closed; open the collection again") from error
             except sqlite3.DatabaseError as error:
-                named = _named(error, self._path)
-                if named is None:
+                found = named(error, self.path)
+                if found is None:
                     raise
-                raise named from error
+                raise found from error
 
     def _check_format(self) -> None:
-        with self._asking():
-            application, found = (
-                self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version")
-            )
-        if application != _APPLICATION_ID:
-            raise NoCollection(f"{self._path} is not a negindex catalogue; name the directory of a collection")
+        (application,), (found,) = (self.ask(f"PRAGMA {name}")[0] for name in ("application_id", "user_version"))
+        if application != APPLICATION_ID:
+            raise NoCollection(f"{self.path} is not a negindex catalogue; name the directory of a collection")
         if found > FORMAT:
             raise NewerFormat(
-                f"{self._path.parent} has format {found}, and this negindex reads up to {FORMAT}; "
+                f"{self.path.parent} has format {found}, and this negindex reads up to {FORMAT}; "
                 "install a newer negindex"
+            )
+        if found < FORMAT:
+            raise NotAllowed(
+                f"{self.path.parent} has format {found}, from before negindex was released, and this negindex reads "
+                f"{FORMAT}; build the set again from its sources"
             )
 
     def _read_meta(self) -> Meta:
-        with self._asking():
-            found = self._db.execute("SELECT key, value FROM meta").fetchall()
+        found = self.ask("SELECT key, value FROM meta")
         try:
             stored = {key: json.loads(value) for key, value in found}
-            return Meta(stored["set_id"], tuple(stored["shape"]), stored["space"], stored["dtype"])
+            return Meta(stored["set_id"], tuple(stored["shape"]), stored["space"], stored["dtype"], stored["secret"])
         except (KeyError, TypeError, ValueError) as error:
             raise Damaged(
-                f"{self._path} does not say what the collection is ({error!r}); restore it from a backup"
+                f"{self.path} does not say what the collection is ({error!r}); restore it from a backup"
             ) from error
 
 
-def _named(error: sqlite3.DatabaseError, path: Path) -> Exception | None:
-    """What the caller can do something about; None for a mistake in this module."""
-    primary = getattr(error, "sqlite_errorcode", -1) & 0xFF  # the rest says where in SQLite it happened
-    if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):  # bytes, or tables, not ours
-        return Damaged(f"{path} cannot be read ({error}); restore it from a backup")
-    if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return Locked(f"{path} is held by another program ({error}); try again when it is done")
-    if primary == sqlite3.SQLITE_FULL:
-        return OSError(errno.ENOSPC, f"{error}; make room, then try again", str(path))
-    if primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
-        return OSError(errno.EIO, f"{error}; check the disk and its permissions, then try again", str(path))
-    return None
+def _body(found: list[Any]) -> dict[str, Any]:
+    return dict(json.loads(found[0][0])) if found else {}
 
 
-def _connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
-    db = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={mode}", uri=True, isolation_level=None, timeout=WAIT, check_same_thread=False
-    )
-    try:
-        db.executescript("PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON;")
-    except sqlite3.DatabaseError:
-        db.close()
-        raise
-    return db
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+def _grouped(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, list[Any]]:
+    """{first: every second beside it}."""
+    found: dict[Any, list[Any]] = {}
+    for one, other in pairs:
+        found.setdefault(one, []).append(other)
+    return found

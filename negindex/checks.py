@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isfinite
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,6 @@ from torch import Tensor
 def all_finite(values: Tensor) -> bool:
     """Whether no value is NaN or Inf, in one pass: a sum is finite only if every term is.
 
-    A float64 sum that overflows counts as not finite.
+    A sum that overflows its own type is made again in float64; one that overflows there counts as not finite.
     """
-    return bool(torch.isfinite(values.sum(dtype=torch.float64)))
+    return isfinite(values.sum().item()) or isfinite(values.sum(dtype=torch.float64).item())

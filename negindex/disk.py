@@ -49,6 +49,17 @@ class Disk:
         """The sole commit point of a change."""
         connection.execute("COMMIT")
 
+    def remove(self, path: Path) -> None:
+        """Take a file away, its name and, once nobody has it open, its bytes."""
+        path.unlink(missing_ok=True)
+        self.sync_directory(path.parent)
+
+    def scrub(self, connection: sqlite3.Connection) -> bool:
+        """Write a database anew without what was deleted, and empty its journal; False while a reader needs it."""
+        connection.execute("VACUUM")
+        (busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return int(busy) == 0
+
     def create(self, path: Path, fill: Callable[[BinaryIO], None]) -> None:
         """Make ``path`` with what ``fill`` writes: afterwards it is whole and on the disk.
 

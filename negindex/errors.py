@@ -16,9 +16,14 @@ NegindexError                         1  failed
 │   ├── NoCollection                     the directory holds no collection
 │   ├── UnknownKey                       no row in force under this source key
 │   ├── UnknownVersion                   no such version
+│   ├── Erased                           a version whose rows were erased since
+│   ├── UnknownClaim                     no such claim
 │   └── EmptySet                         no row in force: nothing to compare with
 ├── Locked                           11  another writer holds the collection
 ├── NotAllowed                       12  the state of things forbids it
+│   ├── ClaimLive                        another claim keeps the row in force
+│   ├── OnHold                           a legal hold keeps the row from being erased
+│   ├── ContentRefused                   content that a claim or an erasure keeps out of the set
 │   └── SchedulerReplaced                the guarded scheduler was swapped
 └── Damaged                          13  integrity: bytes are not those that were written
     └── NewerFormat                      written by a later version of negindex
@@ -105,6 +110,14 @@ class UnknownVersion(NotThere):
     """The collection has no such version."""
 
 
+class Erased(NotThere):
+    """The version held rows whose bytes are gone; its receipts still verify."""
+
+
+class UnknownClaim(NotThere):
+    """The collection has no such claim."""
+
+
 class EmptySet(NotThere):
     """The set has no row in force: it cannot say what is near, and does not pretend to."""
 
@@ -119,6 +132,26 @@ class NotAllowed(NegindexError):
     """The state of things forbids what was asked."""
 
     exit_code = 12
+
+
+class ClaimLive(NotAllowed):
+    """A live claim of somebody else keeps the row in force; ``claims`` says which."""
+
+    def __init__(self, message: str, claims: Iterable[int] = ()) -> None:
+        super().__init__(message)
+        self.claims = tuple(claims)
+
+
+class OnHold(NotAllowed):
+    """A legal hold keeps the row from being erased; two people lift it."""
+
+
+class ContentRefused(NotAllowed):
+    """A claim, or the fingerprint that an erasure left, keeps this content out; ``keys`` says which."""
+
+    def __init__(self, message: str, keys: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.keys = tuple(keys)
 
 
 class SchedulerReplaced(NotAllowed):

@@ -24,11 +24,11 @@ class Kernel:
         bandwidth h stays what it is there; above the highest tau = 1. None given: tau = 1 everywhere.
     projection: (d, D) matrix P, or None for all D dimensions.
 
-    ``Kernel()`` is the literal kernel of Kim et al. 2025, Eq. 6.
+    ``Kernel()`` is the literal kernel of Kim et al. 2025, Eq. 6; ``Kernel.floored(s)`` never gets narrower than at s.
 
     >>> Kernel().name
     'literal'
-    >>> Kernel(temperatures=[(0.5, 1.0)]).variance(NoiseLevel(1.0, torch.tensor([0.125, 0.5, 2.0]))).tolist()
+    >>> Kernel.floored(0.5).variance(NoiseLevel(1.0, torch.tensor([0.125, 0.5, 2.0]))).tolist()
     [0.25, 0.25, 4.0]
     """
 
@@ -44,6 +44,15 @@ class Kernel:
                 raise NotFinite("the projection holds NaN or Inf; give finite numbers")
             projection = projection.detach().to("cpu", torch.float64).contiguous()
         self.projection = projection
+
+    @classmethod
+    def floored(cls, floor: float | None, projection: Tensor | None = None) -> Kernel:
+        """Literal down to noise level ``floor``, below it as wide as there; a floor of None is the literal kernel.
+
+        With few rows the literal kernel ends by telling only copies from everything else; this one goes on
+        telling what looks alike.
+        """
+        return cls(() if floor is None else [(floor, 1.0)], projection)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from torch import Tensor
@@ -26,14 +27,16 @@ class NoiseLevel:
     sigma: Tensor
 
     def __init__(self, alpha: Tensor | float, sigma: Tensor | float) -> None:
-        a, b = torch.broadcast_tensors(_as_float64(alpha), _as_float64(sigma))
+        a, b = _as_float64(alpha), _as_float64(sigma)
+        if a.shape != b.shape:
+            a, b = torch.broadcast_tensors(a, b)
         if a.dim() > 1:
             raise ShapeMismatch(
                 f"noise level of shape {tuple(a.shape)}; give a number or one level a sample, shape (B,)"
             )
-        if not bool(torch.isfinite(a).all() & (a >= 0).all()):
+        if not all(0 <= value < inf for value in a.reshape(-1).tolist()):  # a few numbers: quicker than torch's passes
             raise InvalidNoiseLevel(f"alpha = {a.tolist()}; every alpha must be finite and >= 0")
-        if not bool(torch.isfinite(b).all() & (b > 0).all()):
+        if not all(0 < value < inf for value in b.reshape(-1).tolist()):
             raise InvalidNoiseLevel(
                 f"sigma = {b.tolist()}; every sigma must be finite and > 0: at sigma = 0 the sample is clean "
                 "and there is no posterior to ask for, so stop the look-ups one step earlier"
@@ -50,7 +53,15 @@ class NoiseLevel:
         """The same level with one entry a sample, shape (batch,)."""
         if self.alpha.dim() == 1 and len(self.alpha) not in (1, batch):
             raise ShapeMismatch(f"{len(self.alpha)} noise levels for a batch of {batch}; give one level or {batch}")
-        return NoiseLevel(self.alpha.expand(batch), self.sigma.expand(batch))
+        return self if self.alpha.shape == (batch,) else _checked(self.alpha.expand(batch), self.sigma.expand(batch))
+
+
+def _checked(alpha: Tensor, sigma: Tensor) -> NoiseLevel:
+    """A level of numbers that another one has checked."""
+    level = object.__new__(NoiseLevel)
+    object.__setattr__(level, "alpha", alpha)
+    object.__setattr__(level, "sigma", sigma)
+    return level
 
 
 def _as_float64(value: Tensor | float) -> Tensor:

@@ -44,7 +44,7 @@ class Step:
     captured: float  # share of the posterior weight that was read row by row
     stated_error: float
     log_odds: float  # of "x_0 is unsafe"; -inf outside the window, +inf where copied
-    correction: float  # L2 norm of the change of x0
+    correction: float  # L2 norm of the change of x0, as it arrives in the guided output
     heaviest: tuple[HeavyRow, ...]
     copied: bool = False  # the copy gate fired: a near-copy of one row
 

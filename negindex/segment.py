@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import os
+import weakref
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,12 +15,20 @@ from numpy.typing import DTypeLike, NDArray
 
 from negindex.disk import Disk, sha256_of
 from negindex.errors import Damaged
+from negindex.states import SegmentRecord
 
 SEGMENT_BYTES = 1 << 30  # erasing a row rewrites at most this much
 
 
-def write_segment(disk: Disk, path: Path, set_id: str, rows: NDArray[np.floating], ids: NDArray[np.int64]) -> str:
-    """Seal rows (N, *S) and their ids (N,) in a new file, and read them back; returns its sha256.
+def write_segment(
+    disk: Disk,
+    path: Path,
+    set_id: str,
+    rows: NDArray[np.floating],
+    ids: NDArray[np.int64],
+    embeddings: NDArray[np.floating] | None = None,
+) -> str:
+    """Seal rows (N, *S), their ids (N,) and embeddings (N, E) in a new file, and read them back; returns its sha256.
 
     Raises OSError when the disk did not keep what was written, before anything names the file.
     """
@@ -27,11 +38,16 @@ def write_segment(disk: Disk, path: Path, set_id: str, rows: NDArray[np.floating
             h5.attrs["set_id"] = set_id
             h5.create_dataset("rows", data=rows)  # contiguous: no chunks, no filters
             h5.create_dataset("ids", data=ids)
+            if embeddings is not None:
+                h5.create_dataset("embeddings", data=embeddings)
 
     disk.create(path, fill)
+    size = 0 if embeddings is None else embeddings.shape[1]
+    record = SegmentRecord(0, path.name, len(rows), path.stat().st_size, "", size)
     try:
-        kept = Segment(path, set_id, rows.shape[1:], len(rows), path.stat().st_size, rows.dtype)
+        kept = Segment(path, set_id, rows.shape[1:], record, rows.dtype)
         same = np.array_equal(kept.rows, rows) and np.array_equal(kept.ids, ids)
+        same = same and (embeddings is None or np.array_equal(np.asarray(kept.embeddings), embeddings))
     except Damaged:
         same = False
     if not same:
@@ -41,20 +57,34 @@ def write_segment(disk: Disk, path: Path, set_id: str, rows: NDArray[np.floating
 
 
 class Segment:
-    """One sealed file, open for reading."""
+    """One sealed file, open for reading.
 
-    def __init__(self, path: Path, set_id: str, shape: tuple[int, ...], rows: int, size: int, dtype: DTypeLike) -> None:
-        """Map the file; raises Damaged when it is not the one that the catalogue names."""
+    While it is held, a shared lock on the file says so: an erasure in another process waits for it.
+    """
+
+    def __init__(
+        self, path: Path, set_id: str, shape: tuple[int, ...], record: SegmentRecord, dtype: DTypeLike
+    ) -> None:
+        """Map the file; raises Damaged when it is not the one that the record names."""
         self.path = path
         try:
-            found = path.stat().st_size
-            if found != size:
-                raise Damaged(f"{path} has {found} bytes, the catalogue says {size}; restore the file from a backup")
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            weakref.finalize(self, os.close, handle)
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            found = os.fstat(handle).st_size
+            if found != record.bytes:
+                raise Damaged(
+                    f"{path} has {found} bytes, the catalogue says {record.bytes}; restore the file from a backup"
+                )
             with h5py.File(path, "r") as h5:
                 if h5.attrs.get("set_id") != set_id:
                     raise Damaged(f"{path} belongs to another collection; restore the file from a backup")
-                self.rows = _mapped(path, h5, "rows", (rows, *shape), dtype)  # (N, *S)
-                self.ids = np.array(_mapped(path, h5, "ids", (rows,), np.int64))  # (N,) int64
+                self.rows = _mapped(path, h5, "rows", (record.rows, *shape), dtype)  # (N, *S)
+                self.ids = np.array(_mapped(path, h5, "ids", (record.rows,), np.int64))  # (N,) int64
+                self.embeddings: NDArray[np.generic] | None = None  # (N, E) float16
+                if record.embedding:
+                    wide = (record.rows, record.embedding)
+                    self.embeddings = _mapped(path, h5, "embeddings", wide, np.float16)
         except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
             raise Damaged(f"{path} cannot be read as a segment ({error}); restore the file from a backup") from error
 

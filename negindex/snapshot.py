@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,16 +13,20 @@ from negindex.exact import Block, Scan
 from negindex.partial import Origin
 from negindex.segment import Segment
 
+Parts = Mapping[str, tuple[Segment, NDArray[np.int64]]]  # file: it, and the sorted places of its rows in force
+
 
 class Snapshot(Scan):
     """The rows in force at ``version``. It never changes and never follows; ``len`` is its rows in force."""
 
-    def __init__(self, catalogue: Catalogue, version: int, parts: Sequence[tuple[Segment, NDArray[np.int64]]]) -> None:
-        """parts: the sealed files, each with the sorted places of its rows in force."""
-        self.version = version
+    def __init__(
+        self, catalogue: Catalogue, version: int, parts: Mapping[str, tuple[Segment, NDArray[np.int64]]]
+    ) -> None:
+        """parts: the sealed files by name, each with the sorted places of its rows in force."""
+        self.version, self.parts = version, parts
         self.shape, self.space = catalogue.meta.shape, catalogue.meta.space
         self._catalogue = catalogue
-        self._parts = [(segment, places) for segment, places in parts if len(places)]
+        self._parts = [(segment, places) for segment, places in parts.values() if len(places)]
         self._count = sum(len(places) for _, places in self._parts)
 
     def __len__(self) -> int:
@@ -41,15 +45,8 @@ class Snapshot(Scan):
 
     def where(self, *, label: str) -> Snapshot:
         """The rows that were added under ``label``: a set of negatives of its own."""
-        wanted: dict[int, list[int]] = {}
-        for segment, place in self._catalogue.labelled(label):
-            wanted.setdefault(segment, []).append(place)
-        numbers = {record.file: record.segment for record in self._catalogue.segments(self.version)}
-        return Snapshot(
-            self._catalogue,
-            self.version,
-            [(s, np.intersect1d(p, np.array(wanted.get(numbers[s.path.name], []), np.int64))) for s, p in self._parts],
-        )
+        wanted = np.array(self._catalogue.labelled(label), np.int64)
+        return self._view(lambda segment, places: places[np.isin(segment.ids[places], wanted)])
 
     def digests(self) -> dict[int, str]:
         return self._catalogue.digests([int(i) for segment, places in self._parts for i in segment.ids[places]])
@@ -61,7 +58,11 @@ class Snapshot(Scan):
         gone = [row_id for row_ids in self._with(digests).values() for row_id in row_ids]
         if not gone:
             return self
-        parts = [(segment, places[~np.isin(segment.ids[places], gone)]) for segment, places in self._parts]
+        return self._view(lambda segment, places: places[~np.isin(segment.ids[places], gone)])
+
+    def _view(self, chosen: Callable[[Segment, NDArray[np.int64]], NDArray[np.int64]]) -> Snapshot:
+        """Some of the rows, at the same version."""
+        parts = {file: (segment, chosen(segment, places)) for file, (segment, places) in self.parts.items()}
         return Snapshot(self._catalogue, self.version, parts)
 
     def _with(self, digests: Collection[str]) -> dict[str, list[int]]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import sqrt
-from typing import NamedTuple
+from math import inf, sqrt
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from negindex.errors import OutOfRange
 from negindex.negatives import Negatives, row_elements
 from negindex.noise import NoiseLevel
 from negindex.partial import NEG_INF, Partial
+
+Level = TypeVar("Level", Tensor, float)
 
 SHARE = 0.15  # of the rms radius: on 8 × 8 digits no fresh one fires at 0.1, at most 0.08 % at 0.15, 2.4 % at 0.2
 
@@ -23,8 +25,16 @@ class Copied(NamedTuple):
     fires: Tensor  # (B,) bool
     rows: Tensor  # (B, *S) float64, the nearest row; 0 where nothing fires
 
+    @classmethod
+    def nowhere(cls, x_t: Tensor) -> Copied:
+        """Of samples that no gate has looked at."""
+        nought = torch.zeros((), dtype=torch.float64, device=x_t.device)
+        return cls(torch.zeros(len(x_t), dtype=torch.bool, device=x_t.device), nought.expand(x_t.shape))
+
     def put_into(self, unsafe: Partial) -> Partial:
-        """The answer with E_unsafe = z, read in full, for the samples that fire."""
+        """The answer with E_unsafe = z, read in full, for the samples that fire; the same where none does."""
+        if not bool(self.fires.any()):
+            return unsafe
         fires = self.fires.to(unsafe.mean.device)
         each = fires.reshape(-1, *[1] * (unsafe.mean.dim() - 1))
         return replace(
@@ -64,20 +74,21 @@ class CopyGate:
 
     def speaks(self, level: NoiseLevel, dimensions: int) -> Tensor:
         """Whether noise at this level still leaves the radius to be seen, shape as the level's."""
-        return _slack(level, dimensions) <= self._r**2
+        return _slack(level.s, dimensions) <= self._r**2
 
     def find(self, x_t: Tensor, level: NoiseLevel, negatives: Negatives) -> Copied:
         """The samples x_t (B, *S) that are near-copies; asks the set only about levels where the gate speaks."""
-        level, dimensions = level.expand(len(x_t)), row_elements(negatives.shape)
-        fires = torch.zeros(len(x_t), dtype=torch.bool, device=x_t.device)
-        rows = torch.zeros_like(x_t, dtype=torch.float64)
+        nowhere, dimensions = Copied.nowhere(x_t), row_elements(negatives.shape)
+        if _slack(min(level.s.reshape(-1).tolist(), default=inf), dimensions) > self._r**2:  # it speaks of none of them
+            return nowhere
+        level = level.expand(len(x_t))
         asked = self.speaks(level, dimensions).nonzero()[:, 0]
-        if len(asked):
-            limit = level.s.square() * dimensions + _slack(level, dimensions) + self._r**2
-            alpha = level.alpha[asked].to(x_t.device).reshape(-1, *[1] * (x_t.dim() - 1))
-            at = asked.to(x_t.device)
-            near = negatives.near(x_t[at].to(torch.float64) / alpha, limit[asked].sqrt(), k=1)
-            fires[at], rows[at] = near.found.any(1), near.rows.sum(1)  # of one place, or of none
+        limit = level.s.square() * dimensions + _slack(level.s, dimensions) + self._r**2
+        alpha = level.alpha[asked].to(x_t.device).reshape(-1, *[1] * (x_t.dim() - 1))
+        at = asked.to(x_t.device)
+        near = negatives.near(x_t[at].to(torch.float64) / alpha, limit[asked].sqrt(), k=1)
+        fires, rows = nowhere.fires.clone(), nowhere.rows.clone()
+        fires[at], rows[at] = near.found.any(1), near.rows.sum(1)  # of one place, or of none
         return Copied(fires, rows)
 
     @property
@@ -93,6 +104,6 @@ class CopyGate:
 BY_DATA = CopyGate()
 
 
-def _slack(level: NoiseLevel, dimensions: int) -> Tensor:
-    """3 s² sqrt(2 D), shape as the level's: three standard deviations of ||y - z||² for a copy of z."""
-    return level.s.square() * (3 * sqrt(2 * dimensions))
+def _slack(s: Level, dimensions: int) -> Level:
+    """3 s² sqrt(2 D): three standard deviations of ||y - z||² for a copy of z at noise level s."""
+    return s * s * (3 * sqrt(2 * dimensions))

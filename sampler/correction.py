@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from negindex.checks import all_finite
 from negindex.errors import NotFinite, NothingToCompareWith, ShapeMismatch, SpaceMismatch
 from negindex.kernel import LITERAL, Kernel
 from negindex.negatives import Negatives
 from negindex.noise import NoiseLevel
 from negindex.partial import NEG_INF, Partial
-from negindex.sampler.copies import CopyGate
+from negindex.sampler.copies import Copied, CopyGate
 from negindex.sampler.gates import Gate, Ratio, log_ratio
 from negindex.sampler.rules import Rule, SafeDenoising, View, needs_odds, paired
 from negindex.sampler.windows import Moment, Window
@@ -92,11 +93,17 @@ class Correction:
         return replace(self, negatives=negatives, reference=reference, gate=gate, copies=copies)
 
     def look(
-        self, x_t: Tensor, x0: Tensor, level: NoiseLevel, timestep: float | None = None, fraction: float | None = None
+        self,
+        x_t: Tensor,
+        x0: Tensor | Callable[[], Tensor],
+        level: NoiseLevel,
+        timestep: float | None = None,
+        fraction: float | Callable[[], float | None] | None = None,
     ) -> Look:
         """Ask for x_t at ``level`` and change the model's x0, both (B, *S); computed in float64.
 
         timestep, fraction: what a scheduler knows beside the level, for windows that need it.
+        x0 and fraction may be functions that work them out: they are called only where a rule or a window asks.
         """
         assert self.rule is not None
         level = level.expand(len(x_t))
@@ -104,21 +111,26 @@ class Correction:
         benign = None if self.reference is None else self.reference.posterior(x_t, level, kernel=self.kernel)
         log_odds = self._odds(x_t, level, unsafe, benign)
         if self.window is not None:
-            acts = self.window(Moment(level, timestep, fraction)).to(log_odds.device)
+            moment = Moment(level, timestep, fraction() if callable(fraction) else fraction)
+            acts = self.window(moment).to(log_odds.device)
             log_odds = torch.where(acts, log_odds, NEG_INF)
-        copied, seen = torch.zeros_like(log_odds, dtype=torch.bool), unsafe
-        if self.copies is not None:
-            found = self.copies.sized(self.negatives, self.reference).find(x_t, level, self.negatives)
-            copied, seen = found.fires.to(log_odds.device), found.put_into(unsafe)
-            log_odds = log_odds.masked_fill(copied, float("inf"))
-        delta = self.rule(
-            View(x0.detach().to(torch.float64), seen, benign, log_odds, x_t.detach(), level, self.negatives)
-        )
-        if not all_finite(delta):
+        found = self._copied(x_t, level)
+        copied, seen = found.fires.to(log_odds.device), found.put_into(unsafe)
+        log_odds = log_odds.masked_fill(copied, float("inf"))
+        delta = self.rule(View(x0, seen, benign, log_odds, x_t.detach(), level, self.negatives))
+        length = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+        if not all(map(isfinite, length.tolist())):  # finite only where every element is
             raise NotFinite(
-                "the correction is NaN or Inf: the model's x0 diverged, or a rule divided by zero; no image was changed"
+                "the correction is NaN, Inf or beyond float64: the model's x0 diverged, or a rule divided by zero; "
+                "no image was changed"
             )
-        return Look(delta, delta.flatten(1).norm(dim=1), log_odds, level, unsafe, benign, copied)
+        return Look(delta, length, log_odds, level, unsafe, benign, copied)
+
+    def _copied(self, x_t: Tensor, level: NoiseLevel) -> Copied:
+        """Which samples the copy gate knows, where there is one."""
+        if self.copies is None:
+            return Copied.nowhere(x_t)
+        return self.copies.sized(self.negatives, self.reference).find(x_t, level, self.negatives)
 
     def _odds(self, x_t: Tensor, level: NoiseLevel, unsafe: Partial, benign: Partial | None) -> Tensor:
         """(B,) what the gate says; certainty where the rule needs no gate and none was named."""

@@ -72,7 +72,7 @@ def read_image(path: Path) -> Image.Image:
                     f"{path.name} says {width} × {height} pixels; the limit is {MAX_PIXELS:,}, so make it smaller"
                 )
             image.load()
-            return _flattened(ImageOps.exif_transpose(image), path.name)
+            return flattened(ImageOps.exif_transpose(image), path.name)
     except UnidentifiedImageError:
         raise ImageRefused(f"{path.name} is no image that can be read; give {', '.join(IMAGE_SUFFIXES)}") from None
     except Image.DecompressionBombError as error:
@@ -90,7 +90,7 @@ def _opened(path: Path) -> Image.Image:
         return Image.open(path)
 
 
-def _flattened(image: Image.Image, name: str) -> Image.Image:
+def flattened(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits of grey
         grey = np.asarray(image).astype(np.int64)
         if grey.min(initial=0) < 0 or grey.max(initial=0) > 65535:
@@ -169,7 +169,7 @@ class PixelEncoder:
     def row(self, image: Image.Image, name: str) -> NDArray[np.float32]:
         """One image to one row; raises ImageRefused. Colour is never dropped in silence."""
         if image.mode not in ("L", "RGB"):
-            image = _flattened(image, name)
+            image = flattened(image, name)
         if self.channels == 1 and image.mode == "RGB":
             red, green, blue = image.split()
             if not red.tobytes() == green.tobytes() == blue.tobytes():

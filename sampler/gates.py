@@ -22,12 +22,16 @@ Gate = Callable[[Tensor, NoiseLevel, Partial], Tensor]
 
 
 def log_ratio(unsafe: Partial, benign: Partial, prior: float) -> Tensor:
-    """logit(prior) + (log_norm_u - log N_u) - (log_norm_s - log N_s), (B,) float64: Eq. 5 in logs."""
+    """logit(prior) + (log_norm_u - log N_u) - (log_norm_s - log N_s), (B,) float64: Eq. 5 in logs.
+
+    A difference of log norms, which may be large, and one number that is not.
+    """
     if unsafe.kernel != benign.kernel:
         raise KernelMismatch(
             f"odds of answers by {unsafe.kernel.name} and {benign.kernel.name}; ask both sets with one kernel"
         )
-    return (log(prior) - log(1 - prior)) + (unsafe.log_norm - log(unsafe.count)) - (benign.log_norm - log(benign.count))
+    known = log(prior) - log(1 - prior) - log(unsafe.count) + log(benign.count)
+    return unsafe.log_norm - benign.log_norm + known
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import inspect
 import weakref
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -19,11 +21,12 @@ from negindex.errors import InvalidInput, NegindexError, NotAllowed, SchedulerRe
 from negindex.kernel import LITERAL, Kernel
 from negindex.negatives import Negatives
 from negindex.receipts import Receipt
+from negindex.sampler.branches import ActsOn, Branches, check_scales
 from negindex.sampler.copies import BY_DATA, CopyGate
 from negindex.sampler.correction import Correction
 from negindex.sampler.encode import space_of
 from negindex.sampler.gates import Gate
-from negindex.sampler.layout import layout_of, watched_pack
+from negindex.sampler.layout import by_name, layout_of, watched_pack
 from negindex.sampler.record import Run
 from negindex.sampler.rules import Rule
 from negindex.sampler.schedules import family_of, read
@@ -43,6 +46,7 @@ def guard(
     window: Window | None = None,
     kernel: Kernel = LITERAL,
     copies: CopyGate | None = BY_DATA,
+    acts_on: ActsOn = "guided",
     on_error: OnError = "raise",
 ) -> Guard:
     """Guard a diffusers pipeline until ``detach`` (or the end of a ``with`` block).
@@ -55,10 +59,15 @@ def guard(
     window: where the gate is heard, such as Between(low, high), Timesteps(low, high), Fraction(low, high).
     copies: the copy gate, heard everywhere: a near-copy of one negative is unsafe whatever the gate says. Its
         radius is taken from the data unless one is named; None leaves it out, as the pure theorem does.
+    acts_on: what the correction is added to. "guided": what the scheduler steps with. "conditional" or
+        "unconditional": one branch of classifier-free guidance, as if the network itself answered the corrected
+        branch; of a change d there arrives w d or (1 - w) d, the latter *towards* the negatives at w > 1. Refused
+        at the first step where the two branches and w cannot be read (docs/guidance.md).
     on_error: what becomes of a call when the newest version cannot be read. "raise", or "last-good": go on with
         the versions that were last read, and count every step as degraded in the receipt. A look-up that fails
         in the middle of a run, and a first version that cannot be read, raise in any case.
-    Raises, before anything is attached: NothingToCompareWith, SpaceMismatch, ShapeMismatch, UnsupportedScheduler.
+    Raises, before anything is attached: NothingToCompareWith, SpaceMismatch, ShapeMismatch, UnsupportedScheduler,
+    and NotAllowed for a branch of a pipeline without a network that can be watched.
     """
     correction = Correction(negatives, reference, prior, rule, gate, window, kernel, copies)
     space = space_of(pipe)
@@ -67,16 +76,19 @@ def guard(
             f"the set's rows live in space {negatives.space!r}, the pipeline's samples in {space!r}; "
             "build the set with this pipeline's own encoder"
         )
-    if on_error not in get_args(OnError):
-        raise InvalidInput(f"on_error = {on_error!r}; give one of {', '.join(get_args(OnError))}")
-    return Guard(pipe, correction, on_error)
+    for name, value, kinds in (("acts_on", acts_on, ActsOn), ("on_error", on_error, OnError)):
+        if value not in get_args(kinds):
+            raise InvalidInput(f"{name} = {value!r}; give one of {', '.join(get_args(kinds))}")
+    return Guard(pipe, correction, on_error, acts_on)
 
 
 class Guard:
     """A guard in place. ``receipts``: one an image of the latest call; ``detach()`` leaves no trace."""
 
-    def __init__(self, pipe: Any, correction: Correction, on_error: OnError = "raise") -> None:
-        self.pipe, self.correction, self.on_error = pipe, correction, on_error
+    def __init__(
+        self, pipe: Any, correction: Correction, on_error: OnError = "raise", acts_on: ActsOn = "guided"
+    ) -> None:
+        self.pipe, self.correction, self.on_error, self.acts_on = pipe, correction, on_error, acts_on
         self._last_good: Correction | None = None
         self._scheduler = pipe.scheduler
         self._family = family_of(self._scheduler)
@@ -84,6 +96,9 @@ class Guard:
         self._running: weakref.WeakKeyDictionary[Any, Run] = weakref.WeakKeyDictionary()
         self._runs: list[Run] = []
         self._in_call = False
+        below = getattr(type(self._scheduler), "_negindex_guard", None)
+        self._branches: Branches = below._branches if below is not None else Branches()
+        self._unwatch: Callable[[], None] = (lambda: None) if acts_on == "guided" else self._branches.watch(pipe)
         self._attached = [
             (pipe, type(pipe), _guarded_pipeline(type(pipe), self)),
             (self._scheduler, type(self._scheduler), _guarded_scheduler(type(self._scheduler), self)),
@@ -104,11 +119,15 @@ class Guard:
         for obj, kind, _ in self._attached:
             obj.__class__ = kind
         self._attached = []
+        self._unwatch()
 
     @property
     def receipts(self) -> list[Receipt]:
         """One an image, in the order of the latest call's images."""
-        return [receipt for run in self._runs for receipt in run.receipts()]
+        told = [receipt for run in self._runs for receipt in run.receipts()]
+        if self.acts_on == "guided":
+            return told
+        return [replace(receipt, rule=f"{receipt.rule}, on the {self.acts_on} branch") for receipt in told]
 
     # -- called from the wrapped classes ---------------------------------------------------
 
@@ -133,12 +152,20 @@ class Guard:
         out, sample = given["model_output"], given["sample"]
         channels = sample.shape[1]
         mean, variance = out[:, :channels], out[:, channels:]  # a learned variance passes through
-        reading = read(scheduler, self._family, mean, given["timestep"], sample, given)
-        x_t, x0 = self._layout.unpack(sample), self._layout.unpack(reading.x0)
+        branch = self._branches.read(self.acts_on, mean, self._layout.repeats)
+        reading = read(scheduler, self._family, branch, given["timestep"], sample, given)
         timestep = float(given["timestep"])
-        look = run.correction.look(x_t, x0, reading.level, timestep, _fraction(scheduler, timestep))
-        run.record(look)
-        corrected = _add(mean, reading.jacobian * self._layout.pack(look.delta, sample))
+        look = run.correction.look(
+            self._layout.unpack(sample),
+            lambda: self._layout.unpack(reading.x0),
+            reading.level,
+            timestep,
+            lambda: _fraction(scheduler, timestep),
+        )
+        change = reading.jacobian * self._layout.pack(look.delta, sample)
+        arrives = self._branches.move(self.acts_on, change)
+        run.record(look._replace(correction=abs(arrives) * look.correction))
+        corrected = _add(mean, change, arrives)
         given["model_output"] = torch.cat([corrected, variance], 1) if variance.numel() else corrected
 
     def _call(self, base: type, pipe: Any, args: Any, kwargs: Any) -> Any:
@@ -149,9 +176,12 @@ class Guard:
             )
         self._in_call, self._runs = True, []
         self._running.clear()  # no call goes on with the versions of an earlier one
+        self._branches.forget()
         self._layout = layout_of(pipe, self.correction.negatives.shape)
         try:
             self._layout.called(base.__call__, (pipe, *args), kwargs)
+            if self.acts_on != "guided":
+                check_scales(pipe, by_name(base.__call__, (pipe, *args), kwargs))
             result = base.__call__(pipe, *args, **kwargs)
         finally:
             self._in_call = False
@@ -170,9 +200,10 @@ def _fraction(scheduler: Any, timestep: float) -> float | None:
     return int(places[0]) / len(scheduler.timesteps) if len(places) else None
 
 
-def _add(out: Tensor, change: Tensor) -> Tensor:
-    """out + change in out's dtype; bit for bit out where the change is zero."""
-    return torch.where(change == 0, out, (out + change).to(out.dtype))  # the sum is made in float64
+def _add(out: Tensor, change: Tensor, share: float) -> Tensor:
+    """out + share change in out's dtype; bit for bit out where the change is zero."""
+    moved = torch.add(out, change, alpha=share)  # in float64
+    return torch.where(change == 0, out, moved.to(out.dtype))
 
 
 def _guarded_scheduler(base: type, owner: Guard) -> type:
@@ -181,17 +212,21 @@ def _guarded_scheduler(base: type, owner: Guard) -> type:
     @functools.wraps(base.step)  # type: ignore[attr-defined]
     def step(self: Any, *args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(self, *args, **kwargs)
-        with torch.no_grad():
-            owner._correct(self, bound.arguments)
-        return base.step(*bound.args, **bound.kwargs)  # type: ignore[attr-defined]
+        try:
+            with torch.no_grad():
+                owner._correct(self, bound.arguments)
+            return base.step(*bound.args, **bound.kwargs)  # type: ignore[attr-defined]
+        finally:
+            owner._branches.forget()
 
     @functools.wraps(base.set_timesteps)  # type: ignore[attr-defined]
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
         result = base.set_timesteps(self, *args, **kwargs)  # type: ignore[attr-defined]
         owner._start(self)
+        owner._branches.forget()
         return result
 
-    return _twin(base, step=step, set_timesteps=set_timesteps)
+    return _twin(base, step=step, set_timesteps=set_timesteps, _negindex_guard=owner)
 
 
 def _guarded_pipeline(base: type, owner: Guard) -> type:
@@ -203,7 +238,7 @@ def _guarded_pipeline(base: type, owner: Guard) -> type:
     return _twin(base, __call__=call, **packs)
 
 
-def _twin(base: type, **methods: Any) -> type:
+def _twin(base: type, **members: Any) -> type:
     """A subclass that goes by the same name."""
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-    return type(base.__name__, (base,), {**names, **methods})
+    return type(base.__name__, (base,), {**names, **members})

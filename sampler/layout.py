@@ -23,6 +23,11 @@ Pack = Callable[..., Tensor]  # a pipeline's own _pack_latents
 class Layout:
     """A step's sample holds the rows as they are."""
 
+    @property
+    def repeats(self) -> int:
+        """How often a step holds each row."""
+        return 1
+
     def called(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A call of the pipeline begins, with these arguments."""
 
@@ -45,7 +50,11 @@ class Doubled(Layout):
         self._guided = False
 
     def called(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        self._guided = bool(_by_name(call, args, kwargs)["guidance_scale"] > 1)
+        self._guided = bool(by_name(call, args, kwargs)["guidance_scale"] > 1)
+
+    @property
+    def repeats(self) -> int:
+        return 2 if self._guided else 1
 
     def unpack(self, x: Tensor) -> Tensor:
         if not self._guided:
@@ -80,7 +89,7 @@ class Packed(Layout):
         self._seen: dict[tuple[int, ...], tuple[tuple[int, ...], Tensor]] = {}  # (T, P): a row's shape and its order
 
     def called(self, call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        self._given = _by_name(call, args, kwargs)
+        self._given = by_name(call, args, kwargs)
 
     def packs(self, pack: Pack, latents: Tensor, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         elements = torch.arange(latents.numel(), device=latents.device).reshape(latents.shape)
@@ -183,7 +192,7 @@ def watched_pack(base: type, packs: Callable[..., None]) -> dict[str, Any]:
     return {"_pack_latents": staticmethod(static) if isinstance(raw, staticmethod) else method}
 
 
-def _by_name(call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def by_name(call: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """A call's arguments by name, those left out included."""
     bound = inspect.signature(call).bind(*args, **kwargs)
     bound.apply_defaults()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, SchedulerMixin, UNet2DModel
 from diffusers.utils.torch_utils import randn_tensor
 
-from negindex.errors import Damaged, NotThere, OutOfRange
+from negindex.errors import Damaged, InvalidInput, NotThere, OutOfRange
 from negindex.sampler.encode import to_images
 
 
@@ -75,6 +76,49 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     def _step_extras(self, generator: Any) -> dict[str, Any]:
         return {"generator": generator} if generator is not None else {}
+
+
+def arguments_for(
+    pipe: Any,
+    images: int,
+    prompts: Sequence[str] = (),
+    *,
+    class_label: int | None = None,
+    guidance: float | None = None,
+    size: tuple[int, int] | None = None,
+) -> dict[str, Any]:
+    """What a pipeline is to be called with for so many images; raises InvalidInput for what it does not take or lacks.
+
+    prompts: one an image, or none. class_label, guidance: None leaves them to the pipeline.
+    size: (height, width), for pipelines that can be told.
+    """
+    takes, name = inspect.signature(pipe.__call__).parameters, type(pipe).__name__
+    asked: dict[str, Any] = {}
+    for argument, value, is_given in (
+        ("prompt", list(prompts), bool(prompts)),
+        ("class_labels", [class_label] * images, class_label is not None),
+        ("guidance_scale", guidance, guidance is not None),
+    ):
+        if is_given and argument not in takes:
+            raise InvalidInput(f"{name} takes no {argument}; leave it out")
+        if is_given:
+            asked[argument] = value
+    if not {"prompt", "class_labels"} & asked.keys():
+        asked |= _unasked(pipe, images, takes)
+    if size is not None and {"height", "width"} <= takes.keys():
+        asked["height"], asked["width"] = size
+    return asked
+
+
+def _unasked(pipe: Any, images: int, takes: Mapping[str, Any]) -> dict[str, Any]:
+    """So many images of whatever a pipeline makes when it is told nothing."""
+    if "class_labels" in takes and hasattr(pipe, "no_class"):
+        return {"class_labels": [None] * images}
+    if "batch_size" in takes:
+        return {"batch_size": images}
+    raise InvalidInput(
+        f"{type(pipe).__name__} samples nothing unasked; give prompts, or a class label, of what it is used for"
+    )
 
 
 def load_pipeline(folder: Path | str, **options: Any) -> Any:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
+import torch
+
 import negindex
+from negindex.labelled import Labelled
 from negindex.negatives import Negatives
 from negindex.receipts import HeavyRow, Receipt, SetStated, Step
 from negindex.sampler.correction import Correction, Look
@@ -16,7 +20,7 @@ from negindex.union import Union
 
 
 class Seen(NamedTuple):
-    """What is kept of a look: figures, not images; a column a sample."""
+    """A look in plain numbers; a column a sample."""
 
     figures: dict[str, list[Any]]  # the fields of a receipt's Step, each (B,)
     heaviest: list[list[tuple[str, int, float]]]  # (B, H) of set id, row id, log-weight
@@ -29,30 +33,19 @@ class Run:
         """degraded: newer versions could not be read, so these are the last that could."""
         self.correction, self.scheduler, self.degraded = correction, scheduler, degraded
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
-        self.seen: list[Seen] = []
+        self.seen: list[Look] = []  # without their images
 
     def record(self, look: Look) -> None:
-        """Keep what a step saw."""
-        said = look.unsafe
-        figures = {
-            "alpha": look.level.alpha,
-            "sigma": look.level.sigma,
-            "log_norm": said.log_norm,
-            "captured": said.captured,
-            "stated_error": said.error,
-            "log_odds": look.log_odds,
-            "correction": look.correction,
-            "copied": look.copied,
-        }
-        rows = zip(*(part.tolist() for part in said.heaviest), strict=True)
-        heaviest = [[(said.origins[o].set_id, i, w) for o, i, w in zip(*row, strict=True) if i >= 0] for row in rows]
-        self.seen.append(Seen({name: column.tolist() for name, column in figures.items()}, heaviest))
+        """Keep what a step saw; its figures stay where they are until a receipt is asked for."""
+        told = replace(look.unsafe, mean=_NO_IMAGE)
+        self.seen.append(look._replace(delta=_NO_IMAGE, unsafe=told, reference=None))
 
     def receipts(self) -> list[Receipt]:
         """One an image of the batch."""
         if not self.seen:
             return []
-        correction, keys = self.correction, self._source_keys()
+        steps = [_in_numbers(look) for look in self.seen]
+        correction, keys = self.correction, self._source_keys(steps)
         common: dict[str, Any] = {
             "made": self.started,
             "sets": tuple(_stated(correction.negatives)),
@@ -64,22 +57,42 @@ class Run:
             "copies": "none" if correction.copies is None else str(correction.copies),
             "window": "always" if correction.window is None else _named(correction.window),
             "scheduler": self.scheduler,
-            "degraded_steps": len(self.seen) if self.degraded else 0,
+            "degraded_steps": len(steps) if self.degraded else 0,
             "libraries": _libraries(),
         }
-        batch = len(self.seen[0].heaviest)
-        return [Receipt(**common, steps=tuple(_step(seen, i, keys) for seen in self.seen)) for i in range(batch)]
+        batch = len(steps[0].heaviest)
+        return [Receipt(**common, steps=tuple(_step(seen, i, keys) for seen in steps)) for i in range(batch)]
 
-    def _source_keys(self) -> dict[tuple[str, int], str]:
+    def _source_keys(self, steps: list[Seen]) -> dict[tuple[str, int], str]:
         """{(set id, row id): source key} of every row that a step names."""
-        ids = sorted({row_id for seen in self.seen for rows in seen.heaviest for _, row_id, _ in rows})
+        ids = sorted({row_id for seen in steps for rows in seen.heaviest for _, row_id, _ in rows})
         return {
             (origin.set_id, row_id): key
             for member in _members(self.correction.negatives)
-            if isinstance(member, Snapshot)
+            if isinstance(member, Snapshot | Labelled)
             for origin in member.origins
             for row_id, key in member.source_keys(ids).items()
         }
+
+
+_NO_IMAGE = torch.empty(0)
+
+
+def _in_numbers(look: Look) -> Seen:
+    said = look.unsafe
+    figures = {
+        "alpha": look.level.alpha,
+        "sigma": look.level.sigma,
+        "log_norm": said.log_norm,
+        "captured": said.captured,
+        "stated_error": said.error,
+        "log_odds": look.log_odds,
+        "correction": look.correction,
+        "copied": look.copied,
+    }
+    rows = zip(*(part.tolist() for part in said.heaviest), strict=True)
+    heaviest = [[(said.origins[o].set_id, i, w) for o, i, w in zip(*row, strict=True) if i >= 0] for row in rows]
+    return Seen({name: column.tolist() for name, column in figures.items()}, heaviest)
 
 
 def _members(negatives: Negatives) -> list[Negatives]:

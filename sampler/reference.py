@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -220,19 +219,7 @@ def _sampled(
 
 
 def _arguments(pipe: Any, numbers: Sequence[int], prompts: Sequence[str], encoder: Encoder) -> dict[str, Any]:
-    """The pipeline's own arguments for these samples."""
-    takes = inspect.signature(pipe.__call__).parameters
-    asked: dict[str, Any] = {}
-    if prompts:
-        if "prompt" not in takes:
-            raise InvalidInput(f"{type(pipe).__name__} takes no prompt; leave the prompts out")
-        asked["prompt"] = [prompts[i % len(prompts)] for i in numbers]
-    elif "class_labels" in takes and hasattr(pipe, "no_class"):
-        asked["class_labels"] = [None] * len(numbers)
-    elif "batch_size" in takes:
-        asked["batch_size"] = len(numbers)
-    else:
-        raise InvalidInput(f"{type(pipe).__name__} samples nothing unasked; give prompts of what it is used for")
-    if {"height", "width"} <= takes.keys():
-        asked["height"], asked["width"] = encoder.size
-    return asked
+    from negindex.sampler.pipelines import arguments_for  # with diffusers, which nothing else here needs
+
+    of_each = [prompts[i % len(prompts)] for i in numbers] if prompts else []
+    return arguments_for(pipe, len(numbers), of_each, size=encoder.size)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from math import log
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,16 +17,23 @@ from negindex.noise import NoiseLevel
 from negindex.partial import Partial
 
 
-class View(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class View:
     """What a rule sees of one step."""
 
-    x0: Tensor  # (B, *S) float64, the model's E[x_0 | x_t]
+    predicted: Tensor | Callable[[], Tensor]  # the model's x0, or what works it out; read it as ``x0``
     unsafe: Partial
     reference: Partial | None
     log_odds: Tensor  # (B,) float64
     x_t: Tensor  # (B, *S)
     level: NoiseLevel  # (B,)
     negatives: Negatives  # as pinned for the image
+
+    @cached_property
+    def x0(self) -> Tensor:
+        """(B, *S) float64, the model's E[x_0 | x_t]; worked out when a rule first asks for it."""
+        predicted = self.predicted() if callable(self.predicted) else self.predicted
+        return predicted.detach().to(torch.float64)
 
 
 Rule = Callable[[View], Tensor]  # -> change of x0, (B, *S) float64; 0 where log_odds = -inf
@@ -50,7 +58,7 @@ def paired(view: View) -> Tensor:
             "the paired rule moves towards a benign reference; give reference=..., or use SafeDenoising"
         )
     pi = torch.sigmoid(view.log_odds)
-    return _each(pi, view.unsafe.mean) * (view.reference.mean - view.unsafe.mean)
+    return (view.reference.mean - view.unsafe.mean).mul_(_each(pi, view.unsafe.mean))
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ makes a round trip through x0, so a correction of zero leaves the output bit for
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import cos, sin, sqrt
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from negindex.errors import OutOfRange, UnsupportedScheduler
@@ -20,22 +20,34 @@ class Reading(NamedTuple):
     """One step of a scheduler in the method's own terms."""
 
     level: NoiseLevel
-    x0: Tensor  # (B, *S) float64, the model's E[x_0 | x_t]; 0 where it is not defined
-    jacobian: float  # d out / d x0 at fixed x_t
+    of_sample: float  # x0 = of_sample x_t + of_output out, the model's E[x_0 | x_t]
+    of_output: float  # both 0 where x0 is not defined
+    x_t: Tensor  # (B, *S)
+    out: Tensor  # (B, *S)
+
+    @property
+    def x0(self) -> Tensor:
+        """(B, *S) float64, worked out anew each time that it is asked for."""
+        return self.of_sample * self.x_t.double() + self.of_output * self.out.double()
+
+    @property
+    def jacobian(self) -> float:
+        """d out / d x0 at fixed x_t; 0 where no output carries a change of x0."""
+        return 1 / self.of_output if self.of_output else 0.0
 
 
 class Family(NamedTuple):
     """What the schedulers of one kind have in common."""
 
-    alpha_sigma: Callable[[Any, Any], tuple[Tensor, Tensor]]  # (scheduler, timestep) -> alpha, sigma of `sample`
+    alpha_sigma: Callable[[Any, Any], tuple[float, float]]  # (scheduler, timestep) -> alpha, sigma of `sample`
     predictions: tuple[str, ...]
     refused: tuple[str, ...] = ()  # step arguments that change x_t, or the output, where the guard cannot see it
     preconditioned: bool = False  # the output is what EDM's network answers, not epsilon or v
 
 
-def _vp_by_timestep(scheduler: Any, timestep: Any) -> tuple[Tensor, Tensor]:
-    alpha_bar = scheduler.alphas_cumprod[timestep].double()
-    return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+def _vp_by_timestep(scheduler: Any, timestep: Any) -> tuple[float, float]:
+    alpha_bar = float(scheduler.alphas_cumprod[timestep])
+    return sqrt(alpha_bar), sqrt(1 - alpha_bar)
 
 
 def _step_index(scheduler: Any, timestep: Any) -> int:
@@ -45,47 +57,44 @@ def _step_index(scheduler: Any, timestep: Any) -> int:
 
 
 def _current_sigma(scheduler: Any, timestep: Any) -> Tensor:
-    sigma: Tensor = scheduler.sigmas[_step_index(scheduler, timestep)].double()
+    sigma: Tensor = scheduler.sigmas[_step_index(scheduler, timestep)]
     return sigma
 
 
-def _vp_by_sigma(scheduler: Any, timestep: Any) -> tuple[Tensor, Tensor]:
-    alpha, sigma = scheduler._sigma_to_alpha_sigma_t(_current_sigma(scheduler, timestep))
-    return alpha, sigma
+def _vp_by_sigma(scheduler: Any, timestep: Any) -> tuple[float, float]:
+    alpha, sigma = scheduler._sigma_to_alpha_sigma_t(_current_sigma(scheduler, timestep).double())
+    return float(alpha), float(sigma)
 
 
-def _ve(scheduler: Any, timestep: Any) -> tuple[Tensor, Tensor]:
-    sigma = _current_sigma(scheduler, timestep)
-    return torch.ones_like(sigma), sigma
+def _ve(scheduler: Any, timestep: Any) -> tuple[float, float]:
+    return 1.0, float(_current_sigma(scheduler, timestep))
 
 
-def _ve_by_halves(second: Callable[[Any, int], Tensor]) -> Callable[[Any, Any], tuple[Tensor, Tensor]]:
+def _ve_by_halves(second: Callable[[Any, int], Tensor | float]) -> Callable[[Any, Any], tuple[float, float]]:
     """A solver that asks the network twice a step; ``second`` says where its second state stands."""
 
-    def alpha_sigma(scheduler: Any, timestep: Any) -> tuple[Tensor, Tensor]:
+    def alpha_sigma(scheduler: Any, timestep: Any) -> tuple[float, float]:
         i = _step_index(scheduler, timestep)
-        sigma = (scheduler.sigmas[i] if scheduler.state_in_first_order else second(scheduler, i)).double()
-        return torch.ones_like(sigma), sigma
+        return 1.0, float(scheduler.sigmas[i] if scheduler.state_in_first_order else second(scheduler, i))
 
     return alpha_sigma
 
 
-def _halfway(scheduler: Any, i: int) -> Tensor:
+def _halfway(scheduler: Any, i: int) -> float:
     """The midpoint in log sigma."""
-    between: Tensor = (scheduler.sigmas[i - 1].double() * scheduler.sigmas[i].double()).sqrt()
-    return between
+    return sqrt(float(scheduler.sigmas[i - 1]) * float(scheduler.sigmas[i]))
 
 
-def _flow(scheduler: Any, timestep: Any) -> tuple[Tensor, Tensor]:
-    sigma = _current_sigma(scheduler, timestep)
+def _flow(scheduler: Any, timestep: Any) -> tuple[float, float]:
+    sigma = float(_current_sigma(scheduler, timestep))
     return 1 - sigma, sigma
 
 
-def _trigflow(scheduler: Any, timestep: Any) -> tuple[Tensor, Tensor]:
+def _trigflow(scheduler: Any, timestep: Any) -> tuple[float, float]:
     """States are kept scaled by sigma_data: x_t = sigma_data (cos t x_0 + sin t eps)."""
-    angle = scheduler.timesteps[_step_index(scheduler, timestep)].double()
+    angle = float(scheduler.timesteps[_step_index(scheduler, timestep)])
     scale = float(scheduler.config.sigma_data)
-    return scale * angle.cos().clamp(min=0), scale * angle.sin()  # diffusers' first angle lies just beyond a right one
+    return scale * max(cos(angle), 0.0), scale * sin(angle)  # diffusers' first angle lies just beyond a right one
 
 
 _VP = ("epsilon", "v_prediction", "sample")
@@ -184,36 +193,35 @@ def read(
             raise OutOfRange(
                 f"{type(scheduler).__name__}.step({name}=...) acts where no guard can see it; leave {name} out"
             )
-    alpha, sigma = family.alpha_sigma(scheduler, timestep)
-    a, s, prediction = float(alpha), float(sigma), prediction_of(scheduler)
+    a, s = family.alpha_sigma(scheduler, timestep)
+    level, prediction = NoiseLevel(a, s), prediction_of(scheduler)
     if family.preconditioned:
         sign = 1 if prediction == "epsilon" else -1
-        x0, jacobian = _preconditioned(sample.double(), out.double(), s, float(scheduler.config.sigma_data), sign)
+        shares = _preconditioned(s, float(scheduler.config.sigma_data), sign)
     else:
-        x0, jacobian = x0_and_jacobian(prediction, sample.double(), out.double(), a, s)
-    return Reading(NoiseLevel(alpha, sigma), x0, jacobian)
+        shares = x0_shares(prediction, a, s)
+    return Reading(level, *shares, sample, out)
 
 
-def x0_and_jacobian(prediction: str, x: Tensor, out: Tensor, a: float, s: float) -> tuple[Tensor, float]:
-    """x0 from the output, and d out / d x0, for x = a x_0 + s eps.
+def x0_shares(prediction: str, a: float, s: float) -> tuple[float, float]:
+    """(p, q) with x0 = p x + q out, for x = a x_0 + s eps; both 0 where x0 is not defined.
 
     v is defined for a² + s² = 1, trigflow's output for states of any scale; an unscaled state (a = 1) is
     brought there first.
     """
-    norm = (a * a + s * s) ** 0.5
+    square = a * a + s * s
     if prediction == "epsilon":
-        return ((x - s * out) / a, -a / s) if a > 0 else (torch.zeros_like(x), 0.0)
+        return (1 / a, -s / a) if a > 0 else (0.0, 0.0)
     if prediction == "v_prediction":
-        return (a * x / norm - s * out) / norm, -norm / s
+        return a / square, -s / square**0.5
     if prediction == "trigflow":  # the output is as large as the state: x0 = (cos t x - sin t out) / scale
-        return (a * x - s * out) / norm**2, -(norm**2) / s
+        return a / square, -s / square
     if prediction == "flow_prediction":
-        return x - s * out, -1 / s
-    return out, 1.0
+        return 1.0, -s
+    return 0.0, 1.0
 
 
-def _preconditioned(x: Tensor, out: Tensor, s: float, data: float, sign: int) -> tuple[Tensor, float]:
+def _preconditioned(s: float, data: float, sign: int) -> tuple[float, float]:
     """x0 = c_skip x + c_out out (Karras et al. 2022, table 1), x = x_0 + s eps, sigma_data = ``data``."""
     variance = s * s + data * data
-    c_skip, c_out = data * data / variance, sign * s * data / variance**0.5
-    return c_skip * x + c_out * out, 1 / c_out
+    return data * data / variance, sign * s * data / variance**0.5

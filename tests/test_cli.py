@@ -207,7 +207,7 @@ def test_an_emptied_set_is_a_named_state(made):
 
 def test_a_newer_format_and_a_locked_set_have_their_codes(made, images, monkeypatch):
     with writer_lock(made):
-        monkeypatch.setattr("negindex.collection.writer_lock", lambda path, wait=0: writer_lock(path, wait=0))
+        monkeypatch.setattr("negindex.store.writer_lock", lambda path, wait=0: writer_lock(path, wait=0))
         assert run("build", made, images, "--size", 8).exit_code == 11
     with sqlite3.connect(made / "catalogue.sqlite") as db:
         db.execute("PRAGMA user_version = 999")

@@ -178,7 +178,7 @@ def test_labels_that_fit_no_row_are_refused(three, labels):
 
 
 def test_an_add_larger_than_a_segment_is_one_version_in_several_files(col, monkeypatch):
-    monkeypatch.setattr("negindex.collection.SEGMENT_BYTES", 2 * rows(1).nbytes)
+    monkeypatch.setattr("negindex.store.SEGMENT_BYTES", 2 * rows(1).nbytes)
     keys = [f"row-{i}" for i in range(7)]
     assert col.add(rows(7), keys) == 1
     assert [s.rows for s in col.segments()] == [2, 2, 2, 1]

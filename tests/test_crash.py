@@ -48,9 +48,9 @@ def change(action, path, disk):
 def killed(action, path, at, when, ack):
     """In a process of its own: the change on a killing disk, then an acknowledgement that must not come."""
     if action == "add in three files":
-        import negindex.collection
+        import negindex.store
 
-        negindex.collection.SEGMENT_BYTES = 1
+        negindex.store.SEGMENT_BYTES = 1
     ack.send(change(action, path, KillingDisk(at, when)))
 
 
@@ -97,7 +97,7 @@ def old(tmp_path):
 
 @pytest.mark.parametrize("action", WRITE_ORDER)
 def test_the_write_order_is_the_documented_one(old, monkeypatch, action):
-    monkeypatch.setattr("negindex.collection.SEGMENT_BYTES", 1 if "three" in action else 1 << 30)
+    monkeypatch.setattr("negindex.store.SEGMENT_BYTES", 1 if "three" in action else 1 << 30)
     disk = FaultyDisk()
     change(action, old.path.with_name("new") if action == "create" else old.path, disk)
     assert disk.calls == WRITE_ORDER[action]

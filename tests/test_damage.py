@@ -104,8 +104,8 @@ def test_a_catalogue_that_does_not_say_what_it_is_of_is_damaged(place, change):
 
 def test_a_newer_format_is_refused_and_says_what_to_do(place):
     with record(place) as db:
-        db.execute("PRAGMA user_version = 2")
-    with pytest.raises(NewerFormat, match=r"has format 2, and this negindex reads up to 1; install a newer"):
+        db.execute("PRAGMA user_version = 3")
+    with pytest.raises(NewerFormat, match=r"has format 3, and this negindex reads up to 2; install a newer"):
         Collection.open(place)
 
 

@@ -59,7 +59,7 @@ def test_an_add_that_fails_says_so_and_changes_nothing(three, at, when, error):
 
 
 def test_a_failure_at_a_later_file_of_one_add_changes_nothing(three, monkeypatch):
-    monkeypatch.setattr("negindex.collection.SEGMENT_BYTES", 1)
+    monkeypatch.setattr("negindex.store.SEGMENT_BYTES", 1)
     col = Collection.open(three.path, disk=FailingDisk(at=10))
     with nothing_changed(col), pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         col.add(rows(3, seed=1), ["d", "e", "f"])
@@ -110,7 +110,7 @@ def test_a_record_that_cannot_grow_says_so_and_changes_nothing(three):
 
 
 def test_a_record_that_another_program_holds_is_locked(three, monkeypatch):
-    monkeypatch.setattr("negindex.catalogue.WAIT", 0.05)
+    monkeypatch.setattr("negindex.schema.WAIT", 0.05)
     other = sqlite3.connect(three.path / "catalogue.sqlite", isolation_level=None)
     with Collection.open(three.path) as col, closing(other) as db:
         db.execute("BEGIN IMMEDIATE")

@@ -242,6 +242,32 @@ def test_the_correction_of_a_batch_is_that_of_its_samples():
         assert whole.flatten(1).norm(dim=1).min() > 0
 
 
+@pytest.mark.parametrize(
+    ("rule", "reads"), [(paired, 0), (SafeDenoising(), 1), (lambda view: view.x0 - view.x0 + view.x0, 1)]
+)
+def test_x0_is_worked_out_once_and_only_for_a_rule_that_reads_it(rule, reads):
+    world, made = random_world(), []
+    x = asked(world)
+    correction = Correction(Exact(world.unsafe), Exact(world.safe), rule=rule)
+    look = correction.look(x, lambda: made.append(x.float() / 2) or made[-1], LEVEL)
+    assert len(made) == reads
+    assert torch.equal(look.delta, correction.look(x, x.float() / 2, LEVEL).delta)
+
+
+@pytest.mark.parametrize("wrong", [NAN, INF, -INF, 1e200])
+def test_a_correction_that_no_length_can_be_given_of_is_refused(wrong):
+    """Also in one element of one sample, whatever the others are."""
+    x = asked(random_world())
+
+    def rule(view):
+        delta = torch.zeros_like(view.x0)
+        delta[1, 0, 2, 3] = wrong
+        return delta
+
+    with pytest.raises(NotFinite, match="beyond float64"):
+        Correction(UNSAFE, SAFE, rule=rule).look(x, x, LEVEL)
+
+
 # -- a takedown wins over the reference --------------------------------------------------------
 
 

@@ -15,13 +15,16 @@ import negindex.tools
 CORE, SAMPLER, TOOLS = (Path(p.__file__).parent for p in (negindex, negindex.sampler, negindex.tools))
 LAYERS = [  # lowest first; a module may import from lower layers and, within the store, from its left
     ["errors", "checks", "text"],
-    ["noise", "disk"],
-    ["kernel", "catalogue", "segment"],
-    ["partial", "receipts", "moments"],
-    ["near"],
-    ["negatives"],
+    ["noise", "disk", "merkle", "clocks", "tables", "hamming", "states"],
+    ["keys", "claim_rules", "log"],
+    ["regimes", "checkpoint", "schema", "kernel", "segment", "incoming"],
+    ["change", "segments", "partial", "receipts", "moments"],
+    ["catalogue", "near"],
+    ["upkeep", "negatives"],
     ["exact", "union"],
     ["snapshot"],
+    ["store", "labelled"],
+    ["claims"],
     ["collection"],
 ]
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}

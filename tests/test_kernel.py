@@ -210,3 +210,14 @@ def test_distances_are_those_of_direct_subtraction(d, seed):
     expected = (a[:, None] - b[None]).square().sum(2)
     torch.testing.assert_close(squared_distances(a, b), expected, rtol=1e-13, atol=0)
     assert squared_distances(a, a).diagonal().tolist() == [0.0] * 3
+
+
+def test_a_floored_kernel_is_literal_down_to_its_floor_and_no_narrower():
+    levels = NoiseLevel(1.0, torch.tensor([0.01, 0.6, 0.7, 5.0]))
+    assert Kernel.floored(0.6) == Kernel(temperatures=[(0.6, 1.0)])
+    assert Kernel.floored(None) == LITERAL
+    torch.testing.assert_close(
+        Kernel.floored(0.6).variance(levels), torch.tensor([0.36, 0.36, 0.49, 25.0], dtype=torch.float64)
+    )
+    with pytest.raises(OutOfRange, match="positive and finite"):
+        Kernel.floored(0.0)

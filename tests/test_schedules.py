@@ -23,10 +23,10 @@ from worlds import (
     watch,
 )
 
-from negindex import Exact
+from negindex import Exact, NoiseLevel
 from negindex.errors import UnsupportedScheduler
 from negindex.sampler import Ratio, SafeDenoising, guard
-from negindex.sampler.schedules import family_of, x0_and_jacobian
+from negindex.sampler.schedules import Reading, family_of, x0_shares
 
 pytestmark = diffusers_on_numpy_2
 
@@ -137,11 +137,15 @@ def test_at_pure_noise_the_correction_still_arrives(name, monkeypatch):
     assert (gap(seen[0].x0, world.safe.double().flatten(1).mean(0).numpy()) < 1e-4 * world.rms).all()
 
 
+def reading_of(prediction, x, out, alpha, sigma):
+    return Reading(NoiseLevel(alpha, sigma), *x0_shares(prediction, alpha, sigma), x, out)
+
+
 def test_noise_prediction_at_pure_noise_is_left_as_it_is():
     """There out = x_t whatever x0 is: no output carries a change."""
     x, out = torch.ones(2, 3, dtype=torch.float64), torch.full((2, 3), -0.5, dtype=torch.float64)
-    x0, jacobian = x0_and_jacobian("epsilon", x, out, 0.0, 1.0)
-    assert (jacobian, x0.abs().max().item()) == (0.0, 0.0)
+    reading = reading_of("epsilon", x, out, 0.0, 1.0)
+    assert (reading.jacobian, reading.x0.abs().max().item()) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("prediction", [*PREDICTIONS, "flow_prediction"])
@@ -150,9 +154,9 @@ def test_the_jacobian_carries_a_change_of_x0_through_the_output(prediction, alph
     """x0(out + J d) = x0(out) + d, for states of every scale."""
     sigma = 1 - alpha if prediction == "flow_prediction" and alpha < 1 else 0.8
     x, out, change = torch.randn(3, 2, 7, generator=seeded(25), dtype=torch.float64)
-    before, jacobian = x0_and_jacobian(prediction, x, out, alpha, sigma)
-    after, _ = x0_and_jacobian(prediction, x, out + jacobian * change, alpha, sigma)
-    torch.testing.assert_close(after, before + change, rtol=1e-9, atol=1e-9)
+    before = reading_of(prediction, x, out, alpha, sigma)
+    after = reading_of(prediction, x, out + before.jacobian * change, alpha, sigma)
+    torch.testing.assert_close(after.x0, before.x0 + change, rtol=1e-9, atol=1e-9)
 
 
 @each_scheduler
@@ -183,3 +187,14 @@ def test_the_ratio_gate_alone_guards_like_the_exact_one():
         with guard(pipe, Exact(world.unsafe), rule=SafeDenoising(float("inf")), gate=gate, copies=None):
             samples.append(pipe(batch=2, steps=5))
     torch.testing.assert_close(*samples, rtol=1e-9, atol=1e-9)
+
+
+def test_the_default_rule_never_works_out_x0(monkeypatch):
+    monkeypatch.setattr(Reading, "x0", property(lambda reading: pytest.fail("x0 was worked out")))
+    world = random_world(seed=27)
+    pipe = ClosedForm(world.rows, DDIMScheduler())
+    with guard(pipe, Exact(world.unsafe), Exact(world.safe)) as guarded:
+        pipe(batch=2, steps=3)
+    assert max(step.correction for step in guarded.receipts[0].steps) > 0
+    with guard(pipe, Exact(world.unsafe), gate=always), pytest.raises(pytest.fail.Exception, match="worked out"):
+        pipe(batch=2, steps=3)

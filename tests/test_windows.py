@@ -114,3 +114,13 @@ def test_windows_say_what_they_are():
     assert str(Timesteps(780, 1000)) == "780 <= t <= 1000"
     assert str(Fraction(0.0, 0.22)) == "0 <= step / steps < 0.22"
     assert str(Between(0.5, 20)) == "0.5 <= s <= 20"
+
+
+def test_a_fraction_is_worked_out_only_for_a_window():
+    asked = []
+    x = torch.zeros(len(LEVELS.alpha), *UNSAFE.shape)
+    for window, times in ((None, 0), (Fraction(0.0, 0.5), 1)):
+        correction = Correction(UNSAFE, SAFE, window=window)
+        look = correction.look(x, x, LEVELS, 10.0, lambda: asked.append(1) or 0.25)
+        assert len(asked) == times
+        assert torch.equal(look.delta, correction.look(x, x, LEVELS, 10.0, 0.25).delta)

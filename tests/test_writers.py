@@ -50,7 +50,7 @@ def test_threads_may_share_a_handle(three):
 
 
 def test_a_second_writer_is_told_that_it_must_wait(three, monkeypatch):
-    monkeypatch.setattr("negindex.collection.writer_lock", functools.partial(writer_lock, wait=0.05))
+    monkeypatch.setattr("negindex.store.writer_lock", functools.partial(writer_lock, wait=0.05))
     before = state(three)
     with writer_lock(three.path):
         with pytest.raises(Locked, match=r"written by another process.*try again"):

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import functools
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from statistics import median
 from typing import Any
 
 import click
 
+from negindex.tools.bench_placement import placement
 from negindex.tools.common import errors_to_exit_codes, machine, quiet_diffusers
+
+NETWORK, SCHEDULER, LOOK_UPS = "network", "scheduler's own step", "look-ups (every row read)"
+GUARD = "the guard itself"
 
 
 @click.group()
 def bench() -> None:
     """Measure what things cost on this machine."""
+
+
+bench.add_command(placement)
 
 
 @bench.command(
@@ -36,7 +44,8 @@ def guard(batch: int, shape: str, rows: int, steps: int, threads: int) -> None:
     """What the guard itself costs a step, apart from looking the sets up.
 
     A randomly initialised U-Net of 9.7 M parameters is the network, far smaller than those in use; DDIM is
-    the scheduler. Medians over the steps of one guarded run after a run to warm up.
+    the scheduler; the guard is the default one with a reference, copy gate included. Medians over the steps of
+    one guarded run after a run to warm up, of what each step took less its look-ups and the scheduler's own step.
     """
     import torch
 
@@ -46,21 +55,15 @@ def guard(batch: int, shape: str, rows: int, steps: int, threads: int) -> None:
     quiet_diffusers()
     torch.set_num_threads(threads)
     spent = _guarded_run(batch, size, rows, steps)
-    whole, step, look = spent["guarded step"], spent["scheduler step"], spent["look-ups"]
     click.echo(machine())
     click.echo(f"batch {batch} × {shape}, {rows} negatives and {rows} reference rows, {steps} steps; median ms a step:")
-    for name, seconds in (
-        ("network", spent["network"]),
-        ("scheduler's own step", step),
-        ("look-ups (every row read)", look),
-        ("the guard itself", whole - step - look),
-    ):
-        click.echo(f"  {name:28}{1000 * seconds:10.3f}")
-    click.echo(f"the guard itself is {(whole - step - look) / spent['network']:.1%} of the network's time")
+    for name in (NETWORK, SCHEDULER, LOOK_UPS, GUARD):
+        click.echo(f"  {name:28}{1000 * spent[name]:10.3f}")
+    click.echo(f"the guard itself is {spent[GUARD] / spent[NETWORK]:.1%} of the network's time")
 
 
 def _guarded_run(batch: int, size: tuple[int, ...], rows: int, steps: int) -> dict[str, float]:
-    """{part: median seconds a step}: the whole guarded step, the scheduler's, the look-ups, the network."""
+    """{part: median seconds a step}: the network, the scheduler's step, the look-ups, the guard itself."""
     import torch
     from diffusers import DDIMScheduler, UNet2DModel
 
@@ -79,38 +82,57 @@ def _guarded_run(batch: int, size: tuple[int, ...], rows: int, steps: int) -> di
     ).eval()
     pipe = ClassConditionalPipeline(unet, DDIMScheduler())
     pipe.set_progress_bar_config(disable=True)
-    times: dict[str, list[float]] = {}
+    spent = _Spent()
 
     class Timed(Exact):
-        answer = _timed(times, "look-ups", Exact.answer)
+        answer = spent.timed(LOOK_UPS, Exact.answer)
+        nearest = spent.timed(LOOK_UPS, Exact.nearest)
 
     negatives, reference = Timed(torch.randn(rows, *size)), Timed(torch.randn(rows, *size))
-    plain, network = DDIMScheduler.step, unet.forward
-    unet.forward = _timed(times, "network", network)
+    plain = DDIMScheduler.step
+    unet.forward = spent.timed(NETWORK, unet.forward)
     try:
-        DDIMScheduler.step = _timed(
-            times, "scheduler step", plain
-        )  # beneath the guard, which takes its class from here
-        with attach(pipe, negatives, reference, copies=None):
+        DDIMScheduler.step = spent.timed(SCHEDULER, plain)  # beneath the guard, which takes its class from here
+        with attach(pipe, negatives, reference):
             kind = type(pipe.scheduler)
-            kind.step = _timed(times, "guarded step", kind.step)
-            pipe([0] * batch, num_inference_steps=3, output_type="pt")
-            times.clear()
-            pipe([0] * batch, num_inference_steps=steps, output_type="pt")
+            kind.step = spent.step(kind.step)
+            for many in (3, steps):
+                spent.steps.clear()
+                pipe([0] * batch, num_inference_steps=many, output_type="pt")
     finally:
         DDIMScheduler.step = plain
-    a_step = {name: median(taken) for name, taken in times.items()}
-    return {**a_step, "look-ups": 2 * a_step["look-ups"]}
+    return {name: median(step[name] for step in spent.steps) for name in spent.steps[0]}
 
 
-def _timed(times: dict[str, list[float]], name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, with its seconds a call added to ``times[name]``."""
+class _Spent:
+    """Seconds by part, step by step."""
 
-    @functools.wraps(function)
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        began = time.perf_counter()
-        result = function(*args, **kwargs)
-        times.setdefault(name, []).append(time.perf_counter() - began)
-        return result
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+        self._now: dict[str, float] = defaultdict(float)
 
-    return timed
+    def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, with its seconds counted to a part of the step."""
+
+        @functools.wraps(function)
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            result = function(*args, **kwargs)
+            self._now[part] += time.perf_counter() - began
+            return result
+
+        return timed
+
+    def step(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function that ends a step; what no part of it took is the guard's own."""
+        whole = self.timed(GUARD, function)
+
+        @functools.wraps(function)
+        def step(*args: Any, **kwargs: Any) -> Any:
+            result = whole(*args, **kwargs)
+            self._now[GUARD] -= self._now[SCHEDULER] + self._now[LOOK_UPS]
+            self.steps.append(self._now)
+            self._now = defaultdict(float)
+            return result
+
+        return step

@@ -13,6 +13,7 @@ _COMMANDS = {  # name: (module, what `negindex --help` says)
     "status": ("status", "Say what a collection holds and what is in force."),
     "generate": ("generate", "Sample images from a pipeline, guarded, with receipts."),
     "reference": ("reference", "Make a benign reference for a guard."),
+    "key": ("key", "Make and show the keys that sign checkpoints and receipts."),
     "bench": ("bench", "Measure what things cost on this machine."),
     "demo": ("demo", "Show the main job on real images, and check it."),
     "train-digits": ("train_digits", "Train the demo's small model on handwritten digits."),

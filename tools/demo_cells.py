@@ -49,7 +49,7 @@ class Setting:
     reference: Collection
 
     def guarded(self) -> Guard:
-        kernel = Kernel(temperatures=[(KERNEL_FLOOR, 1.0)])
+        kernel = Kernel.floored(KERNEL_FLOOR)
         return guard(self.pipe, self.negatives, self.reference, PRIOR, kernel=kernel)
 
     def __str__(self) -> str:

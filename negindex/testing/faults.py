@@ -58,6 +58,14 @@ class FaultyDisk(Disk):
         with self._call("commit"):
             super().commit(connection)
 
+    def remove(self, path: Path) -> None:
+        with self._call("remove"):
+            super().remove(path)
+
+    def scrub(self, connection: sqlite3.Connection) -> bool:
+        with self._call("scrub"):
+            return super().scrub(connection)
+
     @contextmanager
     def _call(self, name: str) -> Iterator[bool]:
         self.calls.append(name)

@@ -1,0 +1,132 @@
+"""What is handed in to be stored, checked before anything is written."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from negindex.errors import DuplicateKey, InvalidInput, NotFinite, ShapeMismatch
+from negindex.states import Meta, Provenance
+from negindex.text import is_unicode
+
+
+@dataclass(frozen=True, eq=False)
+class Incoming:
+    """Rows on their way in, as they will be stored."""
+
+    rows: NDArray[np.floating]  # (N, *S)
+    keys: list[str]
+    labels: list[str | None]
+    sources: list[Provenance]
+    embeddings: NDArray[np.floating] | None  # (N, E) float16
+    digests: list[str]  # sha256 of each row's bytes, hex
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def chosen(self, places: Sequence[int]) -> Incoming:
+        """Some of them, in the order of ``places``."""
+        return replace(
+            self,
+            rows=self.rows[list(places)],
+            keys=[self.keys[i] for i in places],
+            labels=[self.labels[i] for i in places],
+            sources=[self.sources[i] for i in places],
+            embeddings=None if self.embeddings is None else self.embeddings[list(places)],
+            digests=[self.digests[i] for i in places],
+        )
+
+
+def incoming(
+    meta: Meta,
+    rows: Tensor | ArrayLike,
+    source_keys: Sequence[str],
+    label: str | Sequence[str | None] | None = None,
+    sources: Sequence[Provenance | None] | None = None,
+    embeddings: Tensor | ArrayLike | None = None,
+) -> Incoming:
+    """Check what a caller hands in; raises InvalidInput and its kin, naming what is wrong."""
+    stored = _as_stored(rows, meta.shape, meta.dtype)
+    keys = check_keys(source_keys, len(stored))
+    labels = _spread(label, len(stored))
+    known = [source or Provenance() for source in (sources or [None] * len(stored))]
+    if len(known) != len(stored):
+        raise ShapeMismatch(f"{len(known)} sources for {len(stored)} rows; give one a row, or None")
+    wide = None if embeddings is None else _as_embeddings(embeddings, len(stored))
+    digests = [hashlib.sha256(row.tobytes()).hexdigest() for row in stored]
+    return Incoming(stored, keys, labels, known, wide, digests)
+
+
+def check_keys(source_keys: Sequence[str], rows: int) -> list[str]:
+    """One distinct key a row, of Unicode text."""
+    if isinstance(source_keys, str):
+        raise InvalidInput(f"source_keys is the text {source_keys!r}; give a list of keys")
+    keys = list(source_keys)
+    if len(keys) != rows:
+        raise ShapeMismatch(f"{len(keys)} source keys for {rows} rows; give one key a row")
+    strange = [key for key in keys if not (key and is_unicode(key))]
+    if strange:
+        raise InvalidInput(
+            f"{some_are(strange)} no source key: empty, or no Unicode text; give each row its upstream's name"
+        )
+    if len(set(keys)) != len(keys):
+        twice = [key for key, times in Counter(keys).items() if times > 1]
+        raise DuplicateKey(f"{some_are(twice)} given more than once in one call; give each key once")
+    return keys
+
+
+def some_are(keys: Sequence[object]) -> str:
+    """The first few of them, and the verb.
+
+    >>> some_are(["a", "b"])
+    "'a', 'b' are"
+    """
+    shown = ", ".join(repr(key) for key in keys[:5])
+    return f"{shown} and {len(keys) - 5} more are" if len(keys) > 5 else f"{shown} {'is' if len(keys) == 1 else 'are'}"
+
+
+def _as_stored(rows: Tensor | ArrayLike, shape: tuple[int, ...], dtype: str) -> NDArray[np.floating]:
+    array = _array(rows)
+    if array.ndim < 1 or array.shape[1:] != shape:
+        raise ShapeMismatch(f"rows of shape {array.shape} for a collection of {shape} rows; give (N, *{shape})")
+    with np.errstate(over="ignore"):
+        stored = np.ascontiguousarray(array, dtype=dtype)
+    bad = np.flatnonzero(~np.isfinite(stored).all(axis=tuple(range(1, stored.ndim))))
+    if len(bad):
+        raise NotFinite(
+            f"{len(bad)} of {len(stored)} rows hold NaN, Inf, or values beyond {dtype}'s "
+            f"{np.finfo(dtype).max:g} (first at {bad[:10].tolist()}); leave them out"
+        )
+    return stored
+
+
+def _as_embeddings(embeddings: Tensor | ArrayLike, rows: int) -> NDArray[np.floating]:
+    array = _array(embeddings)
+    if array.ndim != 2 or array.shape[0] != rows or not array.shape[1]:
+        raise ShapeMismatch(f"embeddings of shape {array.shape} for {rows} rows; give (N, E)")
+    if not np.isfinite(array).all():
+        raise NotFinite("embeddings hold NaN or Inf; leave those rows out")
+    return np.ascontiguousarray(array, dtype=np.float16)
+
+
+def _array(values: Tensor | ArrayLike) -> NDArray[np.generic]:
+    if isinstance(values, Tensor):  # numpy has no bfloat16
+        values = values.detach().cpu().to(torch.float32 if values.dtype == torch.bfloat16 else values.dtype)
+    return np.asarray(values)
+
+
+def _spread(label: str | Sequence[str | None] | None, rows: int) -> list[str | None]:
+    label = [label] * rows if label is None or isinstance(label, str) else label
+    if len(label) != rows:
+        raise ShapeMismatch(f"{len(label)} labels for {rows} rows; give one for all, or one a row")
+    strange = [one for one in label if not (one is None or is_unicode(one))]
+    if strange:
+        raise InvalidInput(f"{some_are(strange)} no label; give Unicode text, or None")
+    return list(label)

@@ -1,0 +1,99 @@
+"""What the record of a collection is made of: plain values that its modules hand each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+
+class Meta(NamedTuple):
+    """What never changes about a collection."""
+
+    set_id: str
+    shape: tuple[int, ...]
+    space: str
+    dtype: str
+    secret: str  # hex; the key of fingerprints that keep erased content out
+
+    def about(self) -> dict[str, Any]:
+        """What the log's first record tells."""
+        return {"set_id": self.set_id, "shape": list(self.shape), "space": self.space, "dtype": self.dtype}
+
+
+class Version(NamedTuple):
+    """One change of the set."""
+
+    version: int
+    at: str  # ISO 8601, UTC
+    action: str  # create, add, withdraw, erase, or what became of a claim
+    reason: str  # "" where none was given, and after an erasure
+    changed: int  # rows that entered or left
+    in_force: int  # rows in force afterwards
+    claim: int | None = None
+    by: str = ""
+
+
+class SegmentRecord(NamedTuple):
+    """A sealed file as the catalogue knows it."""
+
+    segment: int
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+    embedding: int = 0  # numbers in each row's embedding; 0 for none
+    first: int | None = None  # the versions at which its first and last row came into force;
+    last: int | None = None  # None while none has
+
+
+class Provenance(NamedTuple):
+    """What is kept of a row's source image, beside the row."""
+
+    image_sha256: str | None = None  # of the file's bytes, hex
+    pdq: bytes | None = None  # 32 bytes
+    quality: int | None = None  # PDQ's, 0 to 100
+    thumbnail: bytes | None = None  # PNG
+
+
+class NewRow(NamedTuple):
+    """A row about to be stored."""
+
+    id: int
+    source_key: str
+    label: str | None
+    sha256: str
+    place: int
+    source: Provenance = Provenance()
+
+
+class ClaimRecord(NamedTuple):
+    """A claim as the catalogue knows it."""
+
+    claim: int
+    regime: str
+    state: str
+    hold: str | None  # None, asked, held or release-asked
+
+
+class Outstanding(NamedTuple):
+    """Something that holds erased bytes still, or may."""
+
+    version: int  # of the erasure; 0 for what a compaction left
+    what: str  # file, journal or backup
+    name: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """The words of a change: kept beside the log, and gone with an erasure."""
+
+    reason: str = ""
+    by: str = ""
+    words: Mapping[str, Any] = field(default_factory=dict)  # what a claim tells, but for the claimant's own
+    person: Mapping[str, str] = field(default_factory=dict)  # the claimant's own details
+
+    def body(self) -> dict[str, Any]:
+        """As it is stored: {} when nothing was said."""
+        said: dict[str, Any] = {"reason": self.reason, "by": self.by, **self.words}
+        return {name: value for name, value in said.items() if value not in ("", None, {}, [])}

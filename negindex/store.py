@@ -1,0 +1,279 @@
+"""A collection on the disk: the record, the files, and every change of both."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from negindex import upkeep
+from negindex.catalogue import Catalogue
+from negindex.disk import Disk, writer_lock
+from negindex.errors import ClaimLive, ContentRefused, Damaged, DuplicateKey, Locked, OnHold
+from negindex.incoming import Incoming, some_are
+from negindex.keys import Key
+from negindex.regimes import regime
+from negindex.schema import IN_HOUSE
+from negindex.segment import SEGMENT_BYTES
+from negindex.segments import Holder, Segments
+from negindex.snapshot import Parts
+from negindex.states import ClaimRecord, NewRow, Note, Outstanding, SegmentRecord
+
+CATALOGUE, SEGMENTS = "catalogue.sqlite", "segments"
+Sealed = list[tuple[SegmentRecord, list[NewRow]]]
+
+
+class Store:
+    """What a ``Collection`` and its ``Claims`` share."""
+
+    def __init__(self, path: Path, disk: Disk, key: Key | None = None) -> None:
+        self.path = path
+        self.catalogue = Catalogue(path / CATALOGUE, disk, key)
+        self.meta = self.catalogue.meta
+        self.segments = Segments(path / SEGMENTS, self.meta, disk)
+        self._open_up()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Be the only writer; what has piled up is tidied afterwards."""
+        with writer_lock(self.path):
+            yield
+            self.tidy()
+            self.settle()
+
+    # -- rows in ---------------------------------------------------------------------------
+
+    def seal(self, given: Incoming) -> tuple[Sealed, dict[str, int]]:
+        """Rows that are not there yet, in sealed files for ``Change.store``; and {key: id} of all of them.
+
+        Raises DuplicateKey where a key that is held stands for other bytes, and ContentRefused where a claim or
+        an erasure keeps the content out.
+        """
+        self._check_allowed(given)
+        held = self.catalogue.held(given.keys)
+        clash = [key for key, d in zip(given.keys, given.digests, strict=True) if held.get(key, (0, d))[1] != d]
+        if clash:
+            raise DuplicateKey(
+                f"{some_are(clash)} in force with other bytes; withdraw first, or use another key", clash
+            )
+        fresh = given.chosen([i for i, key in enumerate(given.keys) if key not in held])
+        first = self.catalogue.next_id()
+        ids = {key: row_id for key, (row_id, _, _) in held.items()} | {k: first + i for i, k in enumerate(fresh.keys)}
+        return self._sealed(fresh, first), ids
+
+    def match(self, ids: Sequence[int]) -> None:
+        """Have claims that named content by its hash name the rows that have it, one version a claim."""
+        digests = {i: [d for d in self.catalogue.row_digests(i) if d] for i in ids}
+        known = self.catalogue.claims_by_hash(sorted({d for some in digests.values() for d in some}))
+        wanted: dict[int, list[int]] = {}
+        for i, some in digests.items():
+            for number in {claim.claim for d in some for claim in known.get(d, ())}:
+                wanted.setdefault(number, []).append(i)
+        for number, rows in wanted.items():
+            with self.catalogue.change("match", Note()) as change:
+                accepted = self.catalogue.claim(number).state == "accepted"
+                change.move(number, "in_force" if accepted else None)
+                change.link(number, rows)
+                change.reckon(rows)
+
+    def read(self, ids: Sequence[int]) -> Incoming:
+        """Rows as they were stored, to be stored again under new ids; those whose bytes are gone are left out."""
+        placed = self.catalogue.placed(ids)
+        files = {file.segment: file for file in self.catalogue.segments()}
+        sql = "SELECT id, source_key, label, sha256 FROM rows WHERE segment IS NOT NULL AND id = ?"
+        found = [row for i in sorted(placed) for row in self.catalogue.ask(sql, i)]
+        opened = [(self.segments.open(files[placed[i][0]]), placed[i][1]) for i, *_ in found]
+        rows = np.array([segment.rows[place] for segment, place in opened], self.meta.dtype)
+        wide = [None if segment.embeddings is None else segment.embeddings[place] for segment, place in opened]
+        return Incoming(
+            rows.reshape(-1, *self.meta.shape),
+            [key for _, key, _, _ in found],
+            [label for _, _, label, _ in found],
+            [self.catalogue.provenance(i) for i, *_ in found],
+            None if not wide or any(one is None for one in wide) else np.array(wide, np.float16),
+            [digest for *_, digest in found],
+        )
+
+    def _sealed(self, fresh: Incoming, first: int) -> Sealed:
+        files: Sealed = []
+        step = max(1, SEGMENT_BYTES // max(1, fresh.rows[:1].nbytes))
+        for start in range(0, len(fresh), step):
+            part = fresh.chosen(range(start, min(start + step, len(fresh))))
+            ids = np.arange(first + start, first + start + len(part), dtype=np.int64)
+            columns = zip(
+                ids.tolist(), part.keys, part.labels, part.digests, range(len(part)), part.sources, strict=True
+            )
+            files.append((self.segments.seal(part.rows, ids, part.embeddings), [NewRow(*row) for row in columns]))
+        return files
+
+    def _check_allowed(self, given: Incoming) -> None:
+        """Raise ContentRefused for content that may not be stored, or that an erasure keeps out."""
+        images = [source.image_sha256 for source in given.sources]
+        known = self.catalogue.claims_by_hash([*given.digests, *filter(None, images)])
+        barred = {d for d, claims in known.items() if any(regime(c.regime).storage == "hash-only" for c in claims)}
+        barred |= {d for d in {*given.digests, *filter(None, images)} if self.is_kept_out(d)}
+        keys = [k for k, d, i in zip(given.keys, given.digests, images, strict=True) if d in barred or i in barred]
+        if keys:
+            raise ContentRefused(
+                f"{some_are(keys)} content that a claim allows no copy of, or that was erased and is kept out; "
+                "leave it out of what you add",
+                keys,
+            )
+
+    # -- rows out --------------------------------------------------------------------------
+
+    def check_unclaimed(self, ids: Sequence[int], but: int | None = None) -> None:
+        """Raise ClaimLive where a claim other than in-house ones, and ``but``, keeps rows in force."""
+        live = self.catalogue.claims_on(ids)
+        others = {c.claim for claims in live.values() for c in claims if c.regime != IN_HOUSE and c.claim != but}
+        if others:
+            numbers = ", ".join(map(str, sorted(others)))
+            raise ClaimLive(
+                f"claim {numbers} keeps the row in force; `negindex claim withdraw` it first, if it is settled",
+                sorted(others),
+            )
+
+    def erase(self, ids: Sequence[int], note: Note, *, claim: int | None = None, keep_out: bool = False) -> int:
+        """Take rows' bytes and words out of everything, as one new version; ``settle`` finishes it."""
+        self.check_unclaimed(ids, claim)
+        self._check_no_hold(ids)
+        prints = self._fingerprints(ids) if keep_out else []
+        files = upkeep.files_of(self.catalogue, ids)
+        moved = upkeep.rewritten(self.catalogue, self.segments, files, without=ids)
+        with self.catalogue.change("erase", note) as change:
+            if claim is not None:
+                change.on(claim)
+            change.erase(ids, prints)
+            change.replace(files, moved)
+            change.owe("journal", CATALOGUE)
+            for backup in self.catalogue.backups():
+                change.owe("backup", backup)
+        return change.version
+
+    def is_kept_out(self, digest: str) -> bool:
+        """Whether an erasure left the fingerprint of this content behind."""
+        return bool(self.catalogue.blocked([self._fingerprint(digest)]))
+
+    def _fingerprints(self, ids: Sequence[int]) -> list[str]:
+        return [self._fingerprint(d) for i in ids for d in self.catalogue.row_digests(i) if d]
+
+    def _fingerprint(self, digest: str) -> str:
+        """Keyed with the set's own secret, which no log, export or report holds."""
+        return hmac.new(bytes.fromhex(self.meta.secret), digest.encode(), hashlib.sha256).hexdigest()
+
+    def _check_no_hold(self, ids: Sequence[int]) -> None:
+        held = {c.claim for claims in self._ever_on(ids) for c in claims if c.hold in ("held", "release-asked")}
+        if held:
+            numbers = ", ".join(map(str, sorted(held)))
+            raise OnHold(
+                f"a legal hold on claim {numbers} keeps the row from being erased; "
+                "two people release it (`negindex claim release`)"
+            )
+
+    def _ever_on(self, ids: Sequence[int]) -> list[list[ClaimRecord]]:
+        sql = """SELECT claim, regime, state, hold FROM claim_rows JOIN claims USING (claim) WHERE row = ?"""
+        return [[ClaimRecord(*row) for row in self.catalogue.ask(sql, i)] for i in ids]
+
+    # -- upkeep ----------------------------------------------------------------------------
+
+    def tidy(self) -> None:
+        """Merge the smallest full tier of files, if it is small enough to be done on the side."""
+        if files := upkeep.due(self.catalogue.segments(), upkeep.AT_ONCE):
+            self._move(files)
+
+    def compact(self) -> int:
+        """Merge all that is due, and part withdrawn rows from those in force; returns how many files it rewrote."""
+        refused = upkeep.never_in_force(self.catalogue)
+        files = {file.file: file for file in upkeep.mostly_dead(self.catalogue)}
+        files |= {file.file: file for file in upkeep.files_of(self.catalogue, refused)}
+        if files:
+            self._move(list(files.values()), refused)
+        rewritten = len(files)
+        while due := upkeep.due(self.catalogue.segments(), most=1 << 62):
+            self._move(due)
+            rewritten += len(due)
+        return rewritten
+
+    def forget(self, before: int, note: Note) -> int:
+        """Give up rows that only versions before one read; those versions can no longer be opened."""
+        ids = upkeep.withdrawn_by(self.catalogue, before)
+        if not ids:
+            return self.catalogue.newest().version
+        files = upkeep.files_of(self.catalogue, ids)
+        moved = upkeep.rewritten(self.catalogue, self.segments, files, without=ids)
+        with self.catalogue.change("forget", note) as change:
+            change.drop(ids)
+            change.replace(files, moved)
+        return change.version
+
+    def _move(self, files: Sequence[SegmentRecord], without: Sequence[int] = ()) -> None:
+        moved = upkeep.rewritten(self.catalogue, self.segments, files, without)
+        with self.catalogue.upkeep() as change:
+            change.drop(without)
+            change.replace(files, moved)
+
+    def settle(self) -> list[Outstanding]:
+        """Finish what erasures and compactions owe, as far as readers let; returns what is left."""
+        done = [one for one in self.catalogue.outstanding() if self._is_done(one)]
+        if done:
+            with self.catalogue.upkeep() as change:
+                for one in done:
+                    change.settled(one.what, one.name)
+        return self.catalogue.outstanding()
+
+    def holders(self, one: Outstanding) -> list[Holder]:
+        """Who keeps something from being finished, as far as this system tells."""
+        return self.segments.holders(one.name) if one.what == "file" else []
+
+    def _is_done(self, one: Outstanding) -> bool:
+        if one.what == "file":
+            return self.segments.let_go(one.name)
+        return self.catalogue.scrub() if one.what == "journal" else False
+
+    def _open_up(self) -> None:
+        """Sweep what a crashed writer left, and settle; skipped while another writer is at work."""
+        try:
+            with writer_lock(self.path, wait=0):
+                named = {file.file for file in self.catalogue.segments()}
+                self.segments.sweep(named | {one.name for one in self.catalogue.outstanding()})
+                self.settle()
+        except Locked:
+            pass
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def parts(self, version: int | None, previous: tuple[int, Parts] | None = None) -> tuple[int, Parts]:
+        """A version's number, and its files with the places of the rows in force.
+
+        previous: an earlier version and its parts, from which only the changes are read.
+        """
+        while True:
+            with self.catalogue.reading():
+                number = self.catalogue.newest().version if version is None else self.catalogue.version(version).version
+                self.catalogue.check_readable(number)
+                files = self.catalogue.segments(number)
+                known = dict(previous[1]) if previous and previous[1].keys() <= {file.file for file in files} else {}
+                since = previous[0] if previous else -1
+                found = {file: self._places(file, number, known, since) for file in files}
+            try:
+                return number, {f.file: (self.segments.open(f), places) for f, places in found.items() if len(places)}
+            except Damaged:
+                if {file.file for file in files} <= {file.file for file in self.catalogue.segments()}:
+                    raise  # else the file was replaced meanwhile: read again where its rows lie now
+
+    def _places(self, file: SegmentRecord, version: int, known: Parts, since: int) -> NDArray[np.int64]:
+        """Sorted places of a file's rows in force: afresh, or from those of an earlier version."""
+        ask, old = self.catalogue, file.file in known
+        entered = ask.entered(file.segment, since, version) if old and (file.last or 0) > since else []
+        left = ask.left(file.segment, since if old else -1, version)
+        if old:
+            places = known[file.file][1]
+            places = np.union1d(places, np.array(entered, np.int64)) if entered else places
+            return np.setdiff1d(places, left, assume_unique=True) if left else places
+        later = ask.entered(file.segment, version) if (file.last or 0) > version else []
+        return np.delete(np.arange(file.rows, dtype=np.int64), [*left, *ask.proposed(file.segment), *later])
