@@ -76,25 +76,23 @@ class Catalogue:
     @contextmanager
     def change(self, action: str, note: Note) -> Iterator[Change]:
         """One transaction, one version: all of it or none."""
-        with self._asking():
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                change = Change(self._db, action, note, key=self._key, meta=self.meta)
-                yield change
-                change.finish()
-                self._disk.commit(self._db)
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+        with self._transaction():
+            change = Change(self._db, action, note, key=self._key, meta=self.meta)
+            yield change
+            change.finish()
 
     @contextmanager
     def upkeep(self) -> Iterator[Change]:
         """One transaction that moves bytes and changes no version: what was in force when stays as it is."""
+        with self._transaction():
+            yield Change(self._db, "", Note(), key=None, meta=self.meta)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
         with self._asking():
             self._db.execute("BEGIN IMMEDIATE")
             try:
-                yield Change(self._db, "", Note(), key=None, meta=self.meta)
+                yield
                 self._disk.commit(self._db)
             except BaseException:
                 if self._db.in_transaction:
@@ -231,10 +229,10 @@ class Catalogue:
         sql = "SELECT id, segment, place FROM rows WHERE segment IS NOT NULL AND id IN"
         return {row_id: (segment, place) for row_id, segment, place in self._each(sql, ids)}
 
-    def row_digests(self, row_id: int) -> tuple[str | None, str | None]:
-        """(sha256 of the stored bytes, sha256 of the source image) of a row; None where it has none."""
-        ((row, image),) = self.ask("SELECT sha256, image_sha256 FROM rows WHERE id = ?", row_id)
-        return row, image
+    def content_of(self, ids: Sequence[int]) -> list[str]:
+        """sha256 of the rows' stored bytes and of their source images, as far as they are known."""
+        found = self._each("SELECT sha256, image_sha256 FROM rows WHERE id IN", ids)
+        return [digest for pair in found for digest in pair if digest]
 
     def provenance(self, row_id: int) -> Provenance:
         """What is kept of a row's source image."""
@@ -263,18 +261,14 @@ class Catalogue:
 
     def rows_of(self, claim: int, closed: bool = False) -> list[int]:
         """Ids of the rows that a claim names; with ``closed`` those that it named before too."""
-        return [
-            row
-            for (row,) in self.ask(
-                "SELECT row FROM claim_rows WHERE claim = ?1 AND (?2 OR closed IS NULL) ORDER BY row", claim, closed
-            )
-        ]
+        sql = "SELECT row FROM claim_rows WHERE claim = ?1 AND (?2 OR closed IS NULL) ORDER BY row"
+        return [row for (row,) in self.ask(sql, claim, closed)]
 
-    def claims_on(self, ids: Sequence[int], live: bool = True) -> dict[int, list[ClaimRecord]]:
-        """{row id: the claims that name it now}; the live ones, or all."""
-        state = f"AND state IN ({_LIVE})" if live else ""
+    def claims_on(self, ids: Sequence[int], ever: bool = False) -> dict[int, list[ClaimRecord]]:
+        """{row id: the live claims that name it}; with ``ever`` all claims that do, or did."""
+        live = "" if ever else f"closed IS NULL AND state IN ({_LIVE}) AND"
         sql = f"""SELECT row, claim, regime, state, hold FROM claim_rows JOIN claims USING (claim)
-                  WHERE closed IS NULL {state} AND row IN"""
+                  WHERE {live} row IN"""
         return _grouped((row, ClaimRecord(*claim)) for row, *claim in self._each(sql, ids))
 
     def claims_by_hash(self, digests: Sequence[str]) -> dict[str, list[ClaimRecord]]:
@@ -282,6 +276,12 @@ class Catalogue:
         sql = """SELECT digest, claim, regime, state, hold FROM claim_hashes JOIN claims USING (claim)
                  WHERE state NOT IN ('withdrawn', 'erased') AND digest IN"""
         return _grouped((digest, ClaimRecord(*claim)) for digest, *claim in self._each(sql, digests))
+
+    def rows_by_hash(self, ids: Sequence[int]) -> dict[int, list[int]]:
+        """{open claim: those of the rows whose content it named by its hash}."""
+        sql = """SELECT claim, rows.id FROM rows JOIN claim_hashes ON digest IN (sha256, image_sha256)
+                 JOIN claims USING (claim) WHERE state NOT IN ('withdrawn', 'erased') AND rows.id IN"""
+        return _grouped(sorted(set(self._each(sql, ids))))
 
     def hashes_of(self, claim: int) -> list[tuple[str, str]]:
         """(kind, digest) that a claim names."""

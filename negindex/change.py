@@ -40,9 +40,12 @@ class Change:
 
     # -- rows ------------------------------------------------------------------------------
 
-    def store(self, file: SegmentRecord, rows: Sequence[NewRow]) -> None:
-        """Take a sealed file and its rows into the record; not in force until a claim puts them there."""
-        segment = self.place(file)
+    def store(self, sealed: Sequence[tuple[SegmentRecord, Sequence[NewRow]]]) -> None:
+        """Take sealed files and their rows into the record; not in force until a claim puts them there."""
+        for file, rows in sealed:
+            self._store(self.place(file), rows)
+
+    def _store(self, segment: int, rows: Sequence[NewRow]) -> None:
         for row in rows:
             salt, pdq = new_salt(), row.source.pdq
             kept = {"source_key": row.source_key, "label": row.label, "sha256": row.sha256}
@@ -152,12 +155,8 @@ class Change:
         )
         return self._claim
 
-    def on(self, claim: int) -> None:
-        """Make this version one of a claim's history."""
-        self._claim = claim
-
     def move(self, claim: int, state: str | None = None, hold: str | None = None) -> None:
-        """Bring a claim into another state, or its hold into another."""
+        """Make this version one of a claim's history; bring it, or its hold, into another state where one is named."""
         self._claim = claim
         if state is not None:
             self._db.execute("UPDATE claims SET state = ? WHERE claim = ?", (state, claim))

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from numpy.typing import ArrayLike
@@ -17,8 +16,8 @@ from torch import Tensor
 
 from negindex.clocks import Clock
 from negindex.errors import InvalidInput, NotAllowed, UnknownKey
-from negindex.incoming import Incoming, check_keys, incoming, some_are
-from negindex.regimes import Regime, regime
+from negindex.incoming import check_keys, incoming, some_are
+from negindex.regimes import Regime
 from negindex.schema import CLOSED, LIVE
 from negindex.states import ClaimRecord, Note, Provenance
 from negindex.store import Store
@@ -77,15 +76,12 @@ class Due(NamedTuple):
 class Claims:
     """The claims of one collection; ``Collection.claims`` is how to come by it."""
 
-    def __init__(self, store: Store, folder: Path | None = None) -> None:
-        """folder: where the operator's own regimes are; the set's own ``regimes`` folder unless told."""
-        own = store.path / "regimes"
+    def __init__(self, store: Store) -> None:
         self._store, self._catalogue = store, store.catalogue
-        self._folder = folder or (own if own.is_dir() else None)
 
     def regime(self, name: str) -> Regime:
-        """The rules of this name, the operator's own first."""
-        return regime(name, self._folder)
+        """The rules of this name: those in the set's own ``regimes`` folder first."""
+        return self._store.regime(name)
 
     # -- opening ---------------------------------------------------------------------------
 
@@ -113,27 +109,28 @@ class Claims:
         words, person = rules.apart(said)
         named = [_hash(one) for one in hashes]
         self._check_subject(rules, rows is not None, source_keys, named)
-        state = (
-            "incomplete" if rules.missing(said, "accepted") and rules.allows("received", "incomplete") else "received"
-        )
         with self._store.writing():
-            given = self._given(rows, source_keys, label, sources, embeddings)
-            sealed, ids = self._store.seal(given) if given is not None else ([], self._held(source_keys))
+            if rows is not None:
+                given = incoming(self._store.meta, rows, source_keys, label, sources, embeddings)
+                sealed, ids = self._store.seal(given)
+            else:
+                sealed, ids = [], self._held(source_keys)
             note = Note(reason, by, {"fields": words, "rules": rules.digest}, person)
             with self._catalogue.change("open", note) as change:
-                claim = change.open_claim(regime, state, named)
-                for file, new in sealed:
-                    change.store(file, new)
+                claim = change.open_claim(regime, self._taken_in(rules, said), named)
+                change.store(sealed)
                 change.link(claim, [*ids.values(), *self._by_hash(named, set(ids.values()))])
         return self.show(claim)
 
     def amend(self, claim: int, fields: Fields, *, by: str = "", reason: str = "") -> Claim:
         """Put in what was missing, or correct it; a claim that becomes complete is received."""
-        found, rules = self._open_claim(claim)
-        words, person = rules.apart(fields)
-        taken_in = self._taken_in(rules, {**self._told(claim), **fields})
-        state = taken_in if found.state in ("received", "incomplete") else None
-        return self._step(claim, "amend", state, Note(reason, by, {"fields": words}, person))
+        with self._store.writing():
+            found, rules = self._open_claim(claim)
+            words, person = rules.apart(fields)
+            taken_in = self._taken_in(rules, {**self._told(claim), **fields})
+            state = taken_in if found.state in ("received", "incomplete") else None
+            self._write_step(claim, "amend", state, Note(reason, by, {"fields": words}, person))
+        return self.show(claim)
 
     def attach(
         self,
@@ -148,19 +145,16 @@ class Claims:
         reason: str = "",
     ) -> Claim:
         """Put more rows under a claim: in force at once where it is live."""
-        found, rules = self._open_claim(claim)
-        self._check_subject(rules, True, source_keys, [])
+        given = incoming(self._store.meta, rows, source_keys, label, sources, embeddings)
         with self._store.writing():
-            given = self._given(rows, source_keys, label, sources, embeddings)
-            assert given is not None
+            found, rules = self._open_claim(claim)
+            self._check_subject(rules, True, source_keys, [])
             sealed, ids = self._store.seal(given)
             with self._catalogue.change("attach", Note(reason, by)) as change:
-                change.on(claim)
-                for file, new in sealed:
-                    change.store(file, new)
+                change.move(claim, "in_force" if found.state == "accepted" else None)
+                change.store(sealed)
                 change.link(claim, list(ids.values()))
                 change.reckon(ids.values())
-                change.move(claim, "in_force" if found.state == "accepted" else None)
         return self.show(claim)
 
     # -- deciding --------------------------------------------------------------------------
@@ -182,8 +176,7 @@ class Claims:
             sealed, ids = self._store.seal(back) if back is not None else ([], {})
             with self._catalogue.change("accept", self._note(rules, reason, by, fields)) as change:
                 change.move(claim, "accepted")
-                for file, new in sealed:
-                    change.store(file, new)
+                change.store(sealed)
                 change.unlink(claim, again)
                 change.link(claim, list(ids.values()))
                 change.reckon(self._catalogue.rows_of(claim))
@@ -210,7 +203,8 @@ class Claims:
 
         A claim that was not accepted is thereby refused. early: although a clock says "not before".
         """
-        running = [c for c in self.show(claim).clocks if c.ended is None and c.too_early(datetime.now(UTC))]
+        rules = self.regime(self._catalogue.claim(claim).regime)
+        running = [c for c in self._clocks(claim, rules) if c.ended is None and c.too_early(datetime.now(UTC))]
         if running and not early:
             raise NotAllowed(
                 f"claim {claim}: {running[0].name} must not happen before {running[0].not_before}; wait, or say that "
@@ -251,7 +245,6 @@ class Claims:
     def show(self, claim: int) -> Claim:
         """One claim as it stands; raises UnknownClaim. Nothing of the claimant is in it."""
         found = self._catalogue.claim(claim)
-        history = self._history(claim)
         told, rules = self._told(claim), self.regime(found.regime)
         faults = {f.name: str(f.fault(told.get(f.name))) for f in rules.missing(told, "accepted")}
         ids = self._catalogue.rows_of(claim)
@@ -265,8 +258,8 @@ class Claims:
             {name: value for name, value in told.items() if name not in self._personal(rules)},
             faults if found.state in ("received", "incomplete") else {},
             self._catalogue.hashes_of(claim),
-            history,
-            rules.clocks([(event.state, datetime.fromisoformat(event.at)) for event in history]),
+            self._history(claim),
+            self._clocks(claim, rules),
         )
 
     def claimant(self, claim: int) -> dict[str, Any]:
@@ -285,11 +278,13 @@ class Claims:
     def due(self, within: timedelta | None = None, now: datetime | None = None) -> list[Due]:
         """The clocks that run on claims, the most urgent first; only those due within a time when it is given."""
         now = now or datetime.now(UTC)
+        found = [claim for claim in self._catalogue.claims() if claim.state not in CLOSED]
+        rules = {name: self.regime(name) for name in {claim.regime for claim in found}}
         running = [
-            Due(found.claim, found.regime, found.state, clock)
-            for found in self._catalogue.claims()
-            if found.state not in CLOSED
-            for clock in self.show(found.claim).clocks
+            Due(claim.claim, claim.regime, claim.state, clock)
+            for claim in found
+            if rules[claim.regime].clock_rules
+            for clock in self._clocks(claim.claim, rules[claim.regime])
             if clock.ended is None and (within is None or clock.due <= now + within)
         ]
         return sorted(running, key=lambda due: due.clock.due)
@@ -305,11 +300,6 @@ class Claims:
         with self._store.writing():
             _, rules = self._check_step(claim, state, fields)
             self._write_step(claim, action, state, self._note(rules, reason, by, fields))
-        return self.show(claim)
-
-    def _step(self, claim: int, action: str, state: str | None, note: Note, hold: str | None = None) -> Claim:
-        with self._store.writing():
-            self._write_step(claim, action, state, note, hold)
         return self.show(claim)
 
     def _write_step(self, claim: int, action: str, state: str | None, note: Note, hold: str | None = None) -> None:
@@ -343,16 +333,21 @@ class Claims:
         return found, self.regime(found.regime)
 
     def _two_people(self, claim: int, action: str, ways: Mapping[str | None, str], by: str, reason: str) -> Claim:
-        found = self._catalogue.claim(claim)
         if not by.strip():
             raise InvalidInput(f"{action} without a name; say who asks (by): another person has to agree")
-        if found.hold not in ways:
-            raise NotAllowed(f"claim {claim} has the hold {found.hold!r}; there is nothing to {action}")
-        second = (action, found.hold) in (("hold", "asked"), ("release", "release-asked"))
-        asked = [event.by for event in self._history(claim) if event.action in ("hold", "release")]
-        if second and asked[-1].casefold() == by.casefold():
-            raise NotAllowed(f"{by} asked for this {action}; another person has to agree")
-        return self._step(claim, action, None, Note(reason, by), ways[found.hold])
+        with self._store.writing():
+            found = self._catalogue.claim(claim)
+            if found.hold not in ways:
+                raise NotAllowed(f"claim {claim} has the hold {found.hold!r}; there is nothing to {action}")
+            second = (action, found.hold) in (("hold", "asked"), ("release", "release-asked"))
+            asked = [event.by for event in self._history(claim) if event.action in ("hold", "release")]
+            if second and asked[-1].casefold() == by.casefold():
+                raise NotAllowed(f"{by} asked for this {action}; another person has to agree")
+            self._write_step(claim, action, None, Note(reason, by), ways[found.hold])
+        return self.show(claim)
+
+    def _clocks(self, claim: int, rules: Regime) -> list[Clock]:
+        return rules.clocks([(event.state, datetime.fromisoformat(event.at)) for event in self._history(claim)])
 
     def _history(self, claim: int) -> list[Event]:
         states = dict(
@@ -374,9 +369,6 @@ class Claims:
     def _personal(self, rules: Regime) -> set[str]:
         return {field.name for field in rules.fields if field.personal}
 
-    def _given(self, rows: Any, keys: Sequence[str], label: Any, sources: Any, embeddings: Any) -> Incoming | None:
-        return None if rows is None else incoming(self._store.meta, rows, keys, label, sources, embeddings)
-
     def _held(self, source_keys: Sequence[str]) -> dict[str, int]:
         held = self._catalogue.held(check_keys(source_keys, len(source_keys)))
         missing = [key for key in source_keys if key not in held]
@@ -386,11 +378,9 @@ class Claims:
 
     def _by_hash(self, named: Sequence[tuple[str, str]], known: set[int]) -> list[int]:
         """Rows that are held and have one of these digests."""
-        sql = "SELECT id FROM rows WHERE withdrawn IS NULL AND (sha256 = ?1 OR image_sha256 = ?1 OR pdq = ?2)"
-        found = {
-            i for kind, d in named for (i,) in self._catalogue.ask(sql, d, bytes.fromhex(d) if kind == "pdq" else None)
-        }
-        return sorted(found - known)
+        held = "SELECT id FROM rows WHERE withdrawn IS NULL AND"
+        sql = {"sha256": f"{held} (sha256 = ?1 OR image_sha256 = ?1)", "pdq": f"{held} lower(hex(pdq)) = ?1"}
+        return sorted({i for kind, digest in named for (i,) in self._catalogue.ask(sql[kind], digest)} - known)
 
     def _is_out(self, row_id: int) -> bool:
         return bool(self._catalogue.ask("SELECT 1 FROM rows WHERE id = ? AND withdrawn IS NOT NULL", row_id))

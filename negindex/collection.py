@@ -148,8 +148,7 @@ class Collection(Negatives):
                 return self.newest().version
             with self._catalogue.change("add", Note(reason, by)) as change:
                 claim = change.open_claim(IN_HOUSE, "in_force")
-                for file, stored in sealed:
-                    change.store(file, stored)
+                change.store(sealed)
                 change.link(claim, new)
                 change.reckon(new)
             self._store.match(new)

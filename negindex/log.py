@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, get_type_hints
 
@@ -86,12 +86,6 @@ def ranges(ids: Iterable[int]) -> Ranges:
         else:
             runs.append((i, i))
     return tuple(runs)
-
-
-def ids_in(runs: Ranges) -> Iterator[int]:
-    """The ids that runs stand for."""
-    for first, last in runs:
-        yield from range(first, last + 1)
 
 
 def count(runs: Ranges) -> int:

@@ -17,12 +17,12 @@ from negindex.disk import Disk, writer_lock
 from negindex.errors import ClaimLive, ContentRefused, Damaged, DuplicateKey, Locked, OnHold
 from negindex.incoming import Incoming, some_are
 from negindex.keys import Key
-from negindex.regimes import regime
+from negindex.regimes import Regime, regime
 from negindex.schema import IN_HOUSE
 from negindex.segment import SEGMENT_BYTES
 from negindex.segments import Holder, Segments
 from negindex.snapshot import Parts
-from negindex.states import ClaimRecord, NewRow, Note, Outstanding, SegmentRecord
+from negindex.states import NewRow, Note, Outstanding, SegmentRecord
 
 CATALOGUE, SEGMENTS = "catalogue.sqlite", "segments"
 Sealed = list[tuple[SegmentRecord, list[NewRow]]]
@@ -37,6 +37,11 @@ class Store:
         self.meta = self.catalogue.meta
         self.segments = Segments(path / SEGMENTS, self.meta, disk)
         self._open_up()
+
+    def regime(self, name: str) -> Regime:
+        """The rules of this name: those in the set's own ``regimes`` folder first."""
+        own = self.path / "regimes"
+        return regime(name, own if own.is_dir() else None)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -68,13 +73,7 @@ class Store:
 
     def match(self, ids: Sequence[int]) -> None:
         """Have claims that named content by its hash name the rows that have it, one version a claim."""
-        digests = {i: [d for d in self.catalogue.row_digests(i) if d] for i in ids}
-        known = self.catalogue.claims_by_hash(sorted({d for some in digests.values() for d in some}))
-        wanted: dict[int, list[int]] = {}
-        for i, some in digests.items():
-            for number in {claim.claim for d in some for claim in known.get(d, ())}:
-                wanted.setdefault(number, []).append(i)
-        for number, rows in wanted.items():
+        for number, rows in self.catalogue.rows_by_hash(ids).items():
             with self.catalogue.change("match", Note()) as change:
                 accepted = self.catalogue.claim(number).state == "accepted"
                 change.move(number, "in_force" if accepted else None)
@@ -114,9 +113,10 @@ class Store:
     def _check_allowed(self, given: Incoming) -> None:
         """Raise ContentRefused for content that may not be stored, or that an erasure keeps out."""
         images = [source.image_sha256 for source in given.sources]
-        known = self.catalogue.claims_by_hash([*given.digests, *filter(None, images)])
-        barred = {d for d, claims in known.items() if any(regime(c.regime).storage == "hash-only" for c in claims)}
-        barred |= {d for d in {*given.digests, *filter(None, images)} if self.is_kept_out(d)}
+        content = [*given.digests, *filter(None, images)]
+        known = self.catalogue.claims_by_hash(content)
+        barred = {d for d, claims in known.items() if any(self.regime(c.regime).storage == "hash-only" for c in claims)}
+        barred |= self._kept_out(content)
         keys = [k for k, d, i in zip(given.keys, given.digests, images, strict=True) if d in barred or i in barred]
         if keys:
             raise ContentRefused(
@@ -142,12 +142,12 @@ class Store:
         """Take rows' bytes and words out of everything, as one new version; ``settle`` finishes it."""
         self.check_unclaimed(ids, claim)
         self._check_no_hold(ids)
-        prints = self._fingerprints(ids) if keep_out else []
+        prints = [self._fingerprint(digest) for digest in self.catalogue.content_of(ids)] if keep_out else []
         files = upkeep.files_of(self.catalogue, ids)
         moved = upkeep.rewritten(self.catalogue, self.segments, files, without=ids)
         with self.catalogue.change("erase", note) as change:
             if claim is not None:
-                change.on(claim)
+                change.move(claim)
             change.erase(ids, prints)
             change.replace(files, moved)
             change.owe("journal", CATALOGUE)
@@ -155,29 +155,24 @@ class Store:
                 change.owe("backup", backup)
         return change.version
 
-    def is_kept_out(self, digest: str) -> bool:
-        """Whether an erasure left the fingerprint of this content behind."""
-        return bool(self.catalogue.blocked([self._fingerprint(digest)]))
-
-    def _fingerprints(self, ids: Sequence[int]) -> list[str]:
-        return [self._fingerprint(d) for i in ids for d in self.catalogue.row_digests(i) if d]
+    def _kept_out(self, digests: Sequence[str]) -> set[str]:
+        """Content whose fingerprint an erasure left behind."""
+        prints = {self._fingerprint(digest): digest for digest in digests}
+        return {prints[one] for one in self.catalogue.blocked(list(prints))}
 
     def _fingerprint(self, digest: str) -> str:
         """Keyed with the set's own secret, which no log, export or report holds."""
         return hmac.new(bytes.fromhex(self.meta.secret), digest.encode(), hashlib.sha256).hexdigest()
 
     def _check_no_hold(self, ids: Sequence[int]) -> None:
-        held = {c.claim for claims in self._ever_on(ids) for c in claims if c.hold in ("held", "release-asked")}
+        claims = self.catalogue.claims_on(ids, ever=True).values()
+        held = {claim.claim for some in claims for claim in some if claim.hold in ("held", "release-asked")}
         if held:
             numbers = ", ".join(map(str, sorted(held)))
             raise OnHold(
                 f"a legal hold on claim {numbers} keeps the row from being erased; "
                 "two people release it (`negindex claim release`)"
             )
-
-    def _ever_on(self, ids: Sequence[int]) -> list[list[ClaimRecord]]:
-        sql = """SELECT claim, regime, state, hold FROM claim_rows JOIN claims USING (claim) WHERE row = ?"""
-        return [[ClaimRecord(*row) for row in self.catalogue.ask(sql, i)] for i in ids]
 
     # -- upkeep ----------------------------------------------------------------------------
 
@@ -217,14 +212,13 @@ class Store:
             change.drop(without)
             change.replace(files, moved)
 
-    def settle(self) -> list[Outstanding]:
-        """Finish what erasures and compactions owe, as far as readers let; returns what is left."""
+    def settle(self) -> None:
+        """Finish what erasures and compactions owe, as far as readers let."""
         done = [one for one in self.catalogue.outstanding() if self._is_done(one)]
         if done:
             with self.catalogue.upkeep() as change:
                 for one in done:
                     change.settled(one.what, one.name)
-        return self.catalogue.outstanding()
 
     def holders(self, one: Outstanding) -> list[Holder]:
         """Who keeps something from being finished, as far as this system tells."""

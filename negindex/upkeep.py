@@ -66,11 +66,8 @@ def rewritten(
 
 def never_in_force(catalogue: Catalogue) -> list[int]:
     """Rows that were proposed and refused: no version ever read them."""
-    return _ids(
-        catalogue.ask(
-            "SELECT id FROM rows WHERE added IS NULL AND withdrawn IS NOT NULL AND segment IS NOT NULL ORDER BY id"
-        )
-    )
+    sql = "SELECT id FROM rows WHERE added IS NULL AND withdrawn IS NOT NULL AND segment IS NOT NULL ORDER BY id"
+    return _ids(catalogue.ask(sql))
 
 
 def withdrawn_by(catalogue: Catalogue, version: int) -> list[int]:

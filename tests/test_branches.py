@@ -10,7 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from tiny_pipelines import BATCH, PIPELINES, several
+from tiny_pipelines import BATCH, PIPELINES, given_to_step, raw, several
 from worlds import alpha_sigma, always, diffusers_on_numpy_2, gap, like, never, random_world, seeded, truth
 
 from negindex import Exact
@@ -63,21 +63,8 @@ def network_of(pipe: Any) -> torch.nn.Module:
 
 
 def outputs_of(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
-    """What the scheduler itself is given at each step, behind every guard."""
-    seen, kind = [], type(pipe.scheduler)
-    original = kind.step
-
-    @functools.wraps(original)
-    def step(self, model_output, timestep, sample, *args, **kwargs):
-        seen.append(model_output.clone())
-        return original(self, model_output, timestep, sample, *args, **kwargs)
-
-    monkeypatch.setattr(kind, "step", step)
-    return seen
-
-
-def raw(out: torch.Tensor) -> bytes:
-    return out.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    """What the scheduler itself is given for an output at each step, behind every guard."""
+    return given_to_step(pipe, monkeypatch, "model_output")
 
 
 # -- acting on a branch is changing the network ------------------------------------------------

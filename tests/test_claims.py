@@ -1,10 +1,12 @@
 """Claims: a row stays in force while one claim on it is live, and what people tell lies apart."""
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from small_sets import rows
 
+import negindex
 from negindex import Collection
 from negindex.errors import (
     ClaimLive,
@@ -173,6 +175,17 @@ def test_a_hash_only_claim_holds_no_content_and_refuses_it(three):
     assert refused.value.keys == ("x",)
     assert three.versions() == before
     three.add(rows(1, seed=5), ["y"])
+
+
+def test_a_regime_of_the_operators_own_is_followed_everywhere(three):
+    own = three.path / "regimes"
+    own.mkdir()
+    shipped = (Path(negindex.__file__).parent / "laws" / "hash-only.toml").read_text()
+    (own / "house-list.toml").write_text(shipped.replace('name = "hash-only"', 'name = "house-list"'))
+    digest = "ef" * 32
+    three.claims.open("house-list", {"source": "a list"}, hashes=[f"sha256:{digest}"])
+    with pytest.raises(ContentRefused):
+        three.add(rows(1, seed=5), ["x"], sources=[Provenance(image_sha256=digest)])
 
 
 def test_claims_survive_reopening(three, notice):

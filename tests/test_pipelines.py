@@ -1,12 +1,11 @@
 """The guard on diffusers' own pipelines: nothing changes where it does nothing; where it acts, it decides."""
 
-import functools
 from typing import Any
 
 import diffusers
 import pytest
 import torch
-from tiny_pipelines import BATCH, PIPELINES, Modular, flux, one, quiet, several
+from tiny_pipelines import BATCH, PIPELINES, Modular, flux, given_to_step, one, quiet, raw, several
 from worlds import always, diffusers_on_numpy_2, never, seeded
 
 from negindex import Exact
@@ -65,20 +64,7 @@ def distance(tiny: Any, pipe: Any, out: torch.Tensor) -> float:
 
 def steps_of(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     """The samples that the scheduler itself steps, behind every guard."""
-    seen, kind = [], type(pipe.scheduler)
-    original = kind.step
-
-    @functools.wraps(original)
-    def step(self, model_output, timestep, sample, *args, **kwargs):
-        seen.append(sample.clone())
-        return original(self, model_output, timestep, sample, *args, **kwargs)
-
-    monkeypatch.setattr(kind, "step", step)
-    return seen
-
-
-def raw(out: torch.Tensor) -> bytes:
-    return out.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    return given_to_step(pipe, monkeypatch, "sample")
 
 
 # -- identity and steering ---------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -541,3 +542,25 @@ PIPELINES = {
         unused=TEXT_ENCODER, laid=ltx_tokens,
     ),
 }  # fmt: skip
+
+
+# -- what tests of them look at ----------------------------------------------------------------
+
+
+def given_to_step(pipe, monkeypatch, argument):
+    """A list that fills with what the scheduler itself is given, "sample" or "model_output", behind every guard."""
+    seen, kind = [], type(pipe.scheduler)
+    original = kind.step
+
+    @functools.wraps(original)
+    def step(self, model_output, timestep, sample, *args, **kwargs):
+        seen.append({"model_output": model_output, "sample": sample}[argument].clone())
+        return original(self, model_output, timestep, sample, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "step", step)
+    return seen
+
+
+def raw(out):
+    """A tensor's bytes, whatever its type."""
+    return out.contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -195,7 +195,8 @@ def _setting(asked: Asked, prior: float) -> Setting:
 
 def _share(hits: Any) -> str:
     """A share with its Wilson interval."""
-    n, share, z = len(hits), float(hits.mean()), 1.96
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    width = z * sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return f"{share:.0%} [{100 * max(centre - width, 0):.0f}, {100 * min(centre + width, 1):.0f}]"
+    from negindex.tools.demo_measures import wilson
+
+    share = float(hits.mean())
+    low, high = wilson(share, len(hits), 1.96)
+    return f"{share:.0%} [{100 * max(low, 0):.0f}, {100 * min(high, 1):.0f}]"

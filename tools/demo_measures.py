@@ -125,10 +125,10 @@ def asked_for_others(free: Measured, guarded: Measured) -> Iterator[Verdict]:
     The bounds are the Wilson interval of the unguarded accuracy: 95 % over all classes together, and
     simultaneous (Bonferroni) for each class alone. Being better is no failure.
     """
-    low = _wilson_low(free.accuracy, free.count, _normal_bound(1))
+    low, _ = wilson(free.accuracy, free.count, _normal_bound(1))
     yield Verdict("accuracy over the other classes", guarded.accuracy, low, 1)
     for c in OTHERS:
-        low = _wilson_low(free.right[c], free.count // len(OTHERS), _normal_bound(len(OTHERS)))
+        low, _ = wilson(free.right[c], free.count // len(OTHERS), _normal_bound(len(OTHERS)))
         yield Verdict(f"accuracy when asked for {c}", guarded.right[c], low, 1)
 
 
@@ -137,7 +137,8 @@ def _normal_bound(comparisons: int) -> float:
     return NormalDist().inv_cdf(1 - 0.05 / (2 * comparisons))
 
 
-def _wilson_low(share: float, count: int, z: float) -> float:
+def wilson(share: float, count: int, z: float) -> tuple[float, float]:
+    """Wilson interval of a share of ``count`` trials, z standard deviations wide each way."""
     centre = share + z * z / (2 * count)
     width = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return (centre - width) / (1 + z * z / count)
+    return (centre - width) / (1 + z * z / count), (centre + width) / (1 + z * z / count)
