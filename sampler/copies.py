@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from negindex.errors import OutOfRange
+from negindex.moments import Moments
 from negindex.negatives import Negatives, row_elements
 from negindex.noise import NoiseLevel
 from negindex.partial import NEG_INF, Partial
@@ -56,8 +57,10 @@ class CopyGate:
     drown in a large set, as it does in a ratio.
 
     radius: r, the L2 distance of a near-duplicate. None takes 0.15 of the rms distance of images from their
-        mean: of the reference, or of the set itself where there is none. Rows that are all alike, or one
-        alone, have no such distance: then name a radius, or the gate stays silent.
+        mean: of the reference, or of the set itself where there is none. One row, or rows that are all
+        copies of one image, have no such distance, and the image's own contrast stands in for it: its
+        distance from an image that is flat in each channel. A flat image has neither: then name a radius,
+        or the gate stays silent.
     """
 
     radius: float | None = None
@@ -70,7 +73,8 @@ class CopyGate:
         """The gate with its radius taken from the data, if it has none. Cost: one pass over the rows."""
         if self.radius is not None:
             return self
-        return CopyGate(SHARE * (negatives if reference is None else reference).moments().rms)
+        images = negatives if reference is None else reference
+        return CopyGate(SHARE * _scale(images.moments(), images.shape))
 
     def speaks(self, level: NoiseLevel, dimensions: int) -> Tensor:
         """Whether noise at this level still leaves the radius to be seen, shape as the level's."""
@@ -102,6 +106,13 @@ class CopyGate:
 
 
 BY_DATA = CopyGate()
+
+
+def _scale(moments: Moments, shape: tuple[int, ...]) -> float:
+    """How far images lie apart; where they are near-copies of one image, how far it lies from a flat one."""
+    mean = moments.mean.reshape(shape if len(shape) > 2 else (1, *shape))
+    contrast = float((mean - mean.flatten(1).mean(1).reshape(-1, *[1] * (mean.dim() - 1))).norm())
+    return moments.rms if moments.rms > SHARE * contrast else contrast
 
 
 def _slack(s: Level, dimensions: int) -> Level:

@@ -116,9 +116,30 @@ def test_the_radius_is_a_share_of_how_far_images_scatter():
     assert CopyGate(0.3).sized(Exact(rows), Exact(benign)) == CopyGate(0.3)
 
 
-def test_one_row_alone_has_no_scale_and_a_radius_that_is_named_is_heard():
-    row = Exact(normal(1, 64))
-    x_t, level = noised(normal(1, 64), 0.01)
+def test_one_takedown_alone_is_found_by_its_own_contrast():
+    """A set of one, without a reference, on real digits: its noised copies fire, other digits do not."""
+    training, held_out = digits.load()
+    for row in training.rows[:5]:
+        flat = row.double() - row.double().mean()
+        for alone in (Exact(row[None]), Exact(torch.stack([row] * 3)), Exact(torch.stack([row, row + 1e-3]))):
+            gate = CopyGate().sized(alone, None)
+            assert gate.radius == pytest.approx(SHARE * float(flat.norm()), rel=1e-3)
+            s = 0.9 * highest(gate.radius, 64)
+            assert gate.find(*noised(row.double()[None].expand(20, -1, -1, -1), s), alone).fires.all()
+            assert not gate.find(*noised(held_out.rows, s), alone).fires.any()
+
+
+def test_contrast_is_counted_channel_by_channel():
+    image = torch.zeros(2, 4, 4, dtype=torch.float64)
+    image[1] = 5.0  # two channels, each flat
+    assert CopyGate().sized(Exact(image[None]), None).radius == 0
+    image[0, 0, 0] = 4.0
+    assert CopyGate().sized(Exact(image[None]), None).radius == pytest.approx(SHARE * 15**0.5)
+
+
+def test_a_flat_image_alone_has_no_scale_and_a_radius_that_is_named_is_heard():
+    row = Exact(torch.full((1, 64), 0.5, dtype=torch.float64))
+    x_t, level = noised(torch.full((1, 64), 0.5), 0.01)
     assert not CopyGate().sized(row, None).find(x_t, level, row).fires.any()
     assert CopyGate().sized(row, Exact(normal(30, 64, seed=1))).find(x_t, level, row).fires.all()
     assert CopyGate(0.5).find(x_t, level, row).fires.all()
