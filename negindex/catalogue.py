@@ -11,12 +11,16 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from negindex.change import Change, Nodes
 from negindex.checkpoint import Checkpoint
 from negindex.disk import Disk
 from negindex.errors import Damaged, Erased, NewerFormat, NoCollection, NotAllowed, UnknownClaim, UnknownVersion
+from negindex.hamming import Hashes
 from negindex.keys import Key
 from negindex.log import Record
 from negindex.merkle import Tree
@@ -24,7 +28,17 @@ from negindex.schema import APPLICATION_ID, FORMAT, LIVE, SCHEMA, connect, named
 from negindex.states import ClaimRecord, Meta, Note, Outstanding, Provenance, SegmentRecord, Version
 
 _BATCH = 500  # values asked for in one statement
+_PAGE = 1 << 16  # rows read at a time where a statement reads all
 _LIVE = ",".join(f"'{state}'" for state in LIVE)
+
+
+class Backup(NamedTuple):
+    """A copy of a collection that this program made."""
+
+    id: str
+    path: str
+    version: int  # that it holds
+    at: str  # when it was made, ISO 8601, UTC; "" while it is not finished
 
 
 class Catalogue:
@@ -82,6 +96,12 @@ class Catalogue:
             change.finish()
 
     @contextmanager
+    def together(self) -> Iterator[None]:
+        """Several versions in one transaction: all of them or none."""
+        with self._transaction():
+            yield
+
+    @contextmanager
     def upkeep(self) -> Iterator[Change]:
         """One transaction that moves bytes and changes no version: what was in force when stays as it is."""
         with self._transaction():
@@ -90,6 +110,9 @@ class Catalogue:
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         with self._asking():
+            if self._db.in_transaction:  # a part of ``together``
+                yield
+                return
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -197,7 +220,8 @@ class Catalogue:
 
     def ids_under(self, source_keys: Sequence[str]) -> dict[str, list[int]]:
         """{source key: ids of every row that has it}, in force or not."""
-        return _grouped(self._each("SELECT source_key, id FROM rows WHERE source_key IN", source_keys))
+        sql = "SELECT source_key, id FROM rows WHERE withdrawn IS {} NULL AND source_key IN"  # an index for each half
+        return _grouped(sorted(pair for part in ("", "NOT") for pair in self._each(sql.format(part), source_keys)))
 
     def keys_in_force(self, label: str | None = None) -> list[str]:
         """All source keys in force, or those under one label, sorted."""
@@ -239,6 +263,43 @@ class Catalogue:
         sql = """SELECT image_sha256, pdq, quality, png FROM rows LEFT JOIN thumbnails ON row = id WHERE id = ?"""
         return Provenance(*self.ask(sql, row_id)[0])
 
+    def standing(self, ids: Sequence[int], ever: bool = False) -> dict[int, tuple[str, bool]]:
+        """{id: (source key, whether in force)} of those in force or proposed; with ``ever`` of all that have a key."""
+        sql = f"""SELECT id, source_key, added IS NOT NULL AND withdrawn IS NULL FROM rows
+                  WHERE source_key IS NOT NULL AND {_held(ever)} AND id IN"""
+        return {row_id: (key, bool(live)) for row_id, key, live in self._each(sql, ids)}
+
+    def with_content(self, digests: Sequence[str]) -> dict[str, list[int]]:
+        """{sha256: ids of the rows, in force or not, whose stored bytes or source image have it}."""
+        found = [
+            pair
+            for what in ("sha256", "image_sha256")
+            for pair in self._each(f"SELECT {what}, id FROM rows WHERE {what} IN", digests)
+        ]
+        return _grouped(found)
+
+    def twins(self, ever: bool = False) -> list[list[int]]:
+        """Ids of rows with the same stored bytes, and of those with the same source image, two or more each."""
+        sql = """SELECT {0}, id FROM rows WHERE {1} AND {0} IN (SELECT {0} FROM rows WHERE {0} IS NOT NULL AND {1}
+                 GROUP BY {0} HAVING count(*) > 1) ORDER BY id"""
+        found = [_grouped(self.ask(sql.format(what, _held(ever)))) for what in ("sha256", "image_sha256")]
+        return [ids for groups in found for ids in groups.values()]
+
+    def pdqs(self, ids: Sequence[int] | None = None, ever: bool = False) -> tuple[Hashes, NDArray[np.int64]]:
+        """PDQ hashes under their rows' ids, and their qualities (100 where nobody told), of some rows or of all.
+
+        Of those in force or proposed; with ``ever`` of all on record. Cost: about a second a million rows.
+        """
+        sql = f"SELECT id, coalesce(quality, 100), pdq FROM rows WHERE pdq IS NOT NULL AND {_held(ever)}"
+        pages = self._pages(sql) if ids is None else iter([list(self._each(f"{sql} AND id IN", ids))])
+        parts = [
+            (np.array([row[:2] for row in page], np.int64).reshape(-1, 2), b"".join(pdq for *_, pdq in page))
+            for page in pages
+        ]
+        known = np.concatenate([np.zeros((0, 2), np.int64), *(some for some, _ in parts)])
+        bits = np.frombuffer(b"".join(some for _, some in parts), np.uint8).reshape(-1, 32)
+        return Hashes(bits, known[:, 0]), known[:, 1]
+
     def next_id(self) -> int:
         """The first id that no row ever had."""
         found = self.ask("SELECT seq FROM sqlite_sequence WHERE name = 'rows'")
@@ -261,8 +322,9 @@ class Catalogue:
 
     def rows_of(self, claim: int, closed: bool = False) -> list[int]:
         """Ids of the rows that a claim names; with ``closed`` those that it named before too."""
-        sql = "SELECT row FROM claim_rows WHERE claim = ?1 AND (?2 OR closed IS NULL) ORDER BY row"
-        return [row for (row,) in self.ask(sql, claim, closed)]
+        sql = "SELECT row FROM claim_rows WHERE claim = ?1 AND closed IS NULL"  # each half has an index of its own
+        sql += " UNION SELECT row FROM claim_rows WHERE claim = ?1 AND closed IS NOT NULL" if closed else ""
+        return [row for (row,) in self.ask(f"{sql} ORDER BY row", claim)]
 
     def claims_on(self, ids: Sequence[int], ever: bool = False) -> dict[int, list[ClaimRecord]]:
         """{row id: the live claims that name it}; with ``ever`` all claims that do, or did."""
@@ -283,6 +345,12 @@ class Catalogue:
                  JOIN claims USING (claim) WHERE state NOT IN ('withdrawn', 'erased') AND rows.id IN"""
         return _grouped(sorted(set(self._each(sql, ids))))
 
+    def claim_pdqs(self) -> list[tuple[bytes, ClaimRecord]]:
+        """(PDQ hash, the open claim that named it), of all that did."""
+        sql = """SELECT digest, claim, regime, state, hold FROM claim_hashes JOIN claims USING (claim)
+                 WHERE kind = 'pdq' AND state NOT IN ('withdrawn', 'erased') ORDER BY claim, digest"""
+        return [(bytes.fromhex(digest), ClaimRecord(*claim)) for digest, *claim in self.ask(sql)]
+
     def hashes_of(self, claim: int) -> list[tuple[str, str]]:
         """(kind, digest) that a claim names."""
         return self.ask("SELECT kind, digest FROM claim_hashes WHERE claim = ? ORDER BY kind, digest", claim)
@@ -295,9 +363,29 @@ class Catalogue:
         """What an erasure or a compaction could not finish yet."""
         return [Outstanding(*row) for row in self.ask("SELECT version, what, name FROM outstanding ORDER BY 1, 2, 3")]
 
-    def backups(self) -> list[str]:
-        """Where this program put copies of the collection."""
-        return [path for (path,) in self.ask("SELECT path FROM backups ORDER BY path")]
+    def backups(self) -> list[Backup]:
+        """Where this program put copies of the collection, the oldest first."""
+        sql = "SELECT backup, path, version, at FROM backups ORDER BY version, path"
+        return [Backup(*row) for row in self.ask(sql)]
+
+    def may_hold(self, backup: Backup, ids: Sequence[int], claims: Sequence[int]) -> bool:
+        """Whether any of the rows was stored, or any of the claims opened, when a backup was made."""
+        if not backup.at:
+            return True  # it is being made: of which version is not known yet
+        sql = """SELECT json_extract(record, '$.stored[0][0]') FROM versions WHERE version > ?
+                 AND json_extract(record, '$.stored[0][0]') IS NOT NULL ORDER BY version LIMIT 1"""
+        later = self.ask(sql, backup.version)  # ids only grow
+        if any(not later or row_id < later[0][0] for row_id in ids):
+            return True
+        told = self._each("SELECT version FROM versions WHERE claim IN", claims)
+        return any(version <= backup.version for (version,) in told)
+
+    def erased(self) -> tuple[dict[int, int], dict[int, int]]:
+        """{row: the version that erased it}, and {claim: the newest version of those that told of it} likewise."""
+        rows = dict(self.ask("SELECT id, erased FROM rows WHERE erased IS NOT NULL"))
+        sql = """SELECT claims.claim, coalesce(max(version), 0) FROM claims LEFT JOIN versions USING (claim)
+                 WHERE state = 'erased' GROUP BY 1"""
+        return rows, dict(self.ask(sql))
 
     def scrub(self) -> bool:
         """Take deleted bytes out of the database and its journal; False while another program reads them."""
@@ -318,6 +406,13 @@ class Catalogue:
             some = values[start : start + _BATCH]
             yield from self.ask(f"{sql} ({','.join('?' * len(some))})", *some)
 
+    def _pages(self, sql: str) -> Iterator[list[Any]]:
+        """Rows of a statement with a WHERE, a page at a time, by their ids, which come first."""
+        last = -1
+        while page := self.ask(f"{sql} AND id > ? ORDER BY id LIMIT {_PAGE}", last):
+            yield page
+            last = page[-1][0]
+
     def _versions(self, where: str, *values: Any) -> list[Version]:
         sql = """SELECT version, at, action, coalesce(json_extract(notes.body, '$.reason'), ''), changed, in_force,
                   claim, coalesce(json_extract(notes.body, '$.by'), '') FROM versions LEFT JOIN notes USING (version)"""
@@ -331,6 +426,8 @@ class Catalogue:
                 yield
             except sqlite3.ProgrammingError as error:
                 raise NotAllowed(f"{self.path.parent} was closed; open the collection again") from error
+            except UnicodeDecodeError as error:  # what SQLite says of damage may hold the damaged text
+                raise Damaged(f"{self.path} cannot be read ({error}); restore it from a backup") from error
             except sqlite3.DatabaseError as error:
                 found = named(error, self.path)
                 if found is None:
@@ -361,6 +458,11 @@ class Catalogue:
             raise Damaged(
                 f"{self.path} does not say what the collection is ({error!r}); restore it from a backup"
             ) from error
+
+
+def _held(ever: bool) -> str:
+    """Rows in force or proposed, or all that are on record."""
+    return "1" if ever else "withdrawn IS NULL"
 
 
 def _body(found: list[Any]) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 from negindex.checkpoint import Checkpoint
@@ -47,9 +48,10 @@ class Change:
 
     def _store(self, segment: int, rows: Sequence[NewRow]) -> None:
         for row in rows:
-            salt, pdq = new_salt(), row.source.pdq
-            kept = {"source_key": row.source_key, "label": row.label, "sha256": row.sha256}
-            kept |= {"image_sha256": row.source.image_sha256, "pdq": pdq.hex() if pdq else None}
+            salt, pdq, png = new_salt(), row.source.pdq, row.source.thumbnail
+            kept: dict[str, str | int | None] = {"source_key": row.source_key, "label": row.label, "sha256": row.sha256}
+            kept |= {"image_sha256": row.source.image_sha256, "pdq": None if pdq is None else pdq.hex()}
+            kept |= {"quality": row.source.quality, "thumbnail": None if png is None else sha256(png).hexdigest()}
             self._commitments.append(row_commitment(salt, kept))
             self._db.execute(
                 """INSERT INTO rows (id, source_key, label, sha256, image_sha256, pdq, quality, salt, commitment,
@@ -59,8 +61,8 @@ class Change:
                     *(row.source.quality, salt, self._commitments[-1], segment, row.place),
                 ),
             )
-            if row.source.thumbnail is not None:
-                self._db.execute("INSERT INTO thumbnails VALUES (?, ?)", (row.id, row.source.thumbnail))
+            if png is not None:
+                self._db.execute("INSERT INTO thumbnails VALUES (?, ?)", (row.id, png))
         self._note("stored", [row.id for row in rows])
 
     def reckon(self, ids: Iterable[int]) -> None:
@@ -95,11 +97,29 @@ class Change:
             "UPDATE claim_rows SET closed = ? WHERE closed IS NULL AND row IN (SELECT id FROM temp.some)",
             (self.version,),
         )
-        self._db.executemany("INSERT OR IGNORE INTO blocked VALUES (?, ?)", [(f, self.version) for f in fingerprints])
+        self.keep_out((f, self.version) for f in fingerprints)
         self._note("erased", ids)
         sql = "SELECT DISTINCT claim FROM claim_rows WHERE row IN (SELECT id FROM temp.some)"
         for (claim,) in self._db.execute(sql).fetchall():
             self._forget_if_empty(claim)
+
+    def purge(self, rows: Mapping[int, int], claims: Mapping[int, int]) -> None:
+        """In a backup: take away what rows and claims were, {number: the version of the set that erased it}.
+
+        The backup's log says nothing of it, so that the set's own log still continues it; what was taken is noted
+        as outstanding, for a restore to record.
+        """
+        self._choose(rows)
+        self._db.execute("DELETE FROM thumbnails WHERE row IN (SELECT id FROM temp.some)")
+        self._db.execute(
+            f"""UPDATE rows SET source_key = NULL, label = NULL, sha256 = NULL, image_sha256 = NULL, pdq = NULL,
+                quality = NULL, salt = NULL, segment = NULL, place = NULL WHERE {_SOME}"""
+        )
+        for claim in claims:
+            self._take_words(claim)
+        for what, taken in (("row", rows), ("claim", claims)):
+            for number, version in taken.items():
+                self.owe(what, str(number), version)
 
     def drop(self, ids: Sequence[int]) -> None:
         """Give up the bytes of rows that are out of force; what they were stays on record."""
@@ -143,6 +163,19 @@ class Change:
     def settled(self, what: str, name: str) -> None:
         """Note that it is done."""
         self._db.execute("DELETE FROM outstanding WHERE what = ? AND name = ?", (what, name))
+
+    def keep_out(self, fingerprints: Iterable[tuple[str, int]]) -> None:
+        """Refuse content later by its keyed fingerprint; each with the version that erased it."""
+        self._db.executemany("INSERT OR IGNORE INTO blocked VALUES (?, ?)", fingerprints)
+
+    def backed_up(self, backup: str, path: str, version: int, at: str) -> None:
+        """Note where a backup is, or will be: ``at`` is "" until it is finished."""
+        self._db.execute("INSERT OR REPLACE INTO backups VALUES (?, ?, ?, ?)", (backup, path, version, at))
+
+    def no_backup(self, backup: str, path: str) -> None:
+        """Note that a backup is no more, and nothing owed to it."""
+        self._db.execute("DELETE FROM backups WHERE backup = ?", (backup,))
+        self.settled("backup", path)
 
     # -- claims ----------------------------------------------------------------------------
 
@@ -203,12 +236,15 @@ class Change:
 
     def forget_claim(self, claim: int) -> None:
         """Close a claim as erased, and take away its words: what it told, who told it, the hashes that it named."""
+        self._take_words(claim)
+        self._db.execute("UPDATE claims SET state = 'erased', hold = NULL WHERE claim = ?", (claim,))
+
+    def _take_words(self, claim: int) -> None:
         for table in ("notes", "persons"):
             self._db.execute(
                 f"DELETE FROM {table} WHERE version IN (SELECT version FROM versions WHERE claim = ?)", (claim,)
             )
         self._db.execute("DELETE FROM claim_hashes WHERE claim = ?", (claim,))
-        self._db.execute("UPDATE claims SET state = 'erased', hold = NULL WHERE claim = ?", (claim,))
 
     def _forget_if_empty(self, claim: int) -> None:
         """A claim whose rows are all erased is erased."""
@@ -251,9 +287,10 @@ class Change:
             state,
             hold,
             stored_root=root_of(self._commitments) if self._commitments else "",
+            kept_out=self._kept_out(),
             note=sealed.get("notes", ""),
             person=sealed.get("persons", ""),
-            about=canonical(self._meta.about()) if self.version == 0 else "",
+            about=about(self._meta) if self.version == 0 else "",
             **moved,
         )
 
@@ -262,6 +299,14 @@ class Change:
             return None, None, None
         found = self._db.execute("SELECT regime, state, hold FROM claims WHERE claim = ?", (self._claim,)).fetchone()
         return found[0], found[1], found[2]
+
+    def _kept_out(self) -> str:
+        if "erased" not in self._moved and self.action != "restore":
+            return ""
+        self._db.execute("UPDATE blocked SET version = ?1 WHERE version > ?1", (self.version,))  # a backup had them
+        sql = "SELECT fingerprint FROM blocked WHERE version = ? ORDER BY fingerprint"
+        left = [fingerprint for (fingerprint,) in self._db.execute(sql, (self.version,))]
+        return root_of(left) if left else ""
 
     # -- inside ----------------------------------------------------------------------------
 
@@ -277,6 +322,11 @@ class Change:
 
     def _note(self, name: str, ids: Iterable[int]) -> None:
         self._moved.setdefault(name, []).extend(ids)
+
+
+def about(meta: Meta) -> str:
+    """What the log's first record says: what the collection is, and the sha256 of its secret, 64 random hex digits."""
+    return canonical(meta.about() | {"secret_sha256": sha256(meta.secret.encode()).hexdigest()})
 
 
 class Nodes(MutableMapping[tuple[int, int], bytes]):

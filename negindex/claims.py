@@ -6,6 +6,7 @@ regime; what it tells of persons lies apart, is shown only when it is asked for,
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,8 +15,10 @@ from typing import Any, NamedTuple
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from negindex.alike import listed_near
 from negindex.clocks import Clock
 from negindex.errors import InvalidInput, NotAllowed, UnknownKey
+from negindex.hamming import Hashes
 from negindex.incoming import check_keys, incoming, some_are
 from negindex.regimes import Regime
 from negindex.schema import CLOSED, LIVE
@@ -115,11 +118,14 @@ class Claims:
                 sealed, ids = self._store.seal(given)
             else:
                 sealed, ids = [], self._held(source_keys)
-            note = Note(reason, by, {"fields": words, "rules": rules.digest}, person)
-            with self._catalogue.change("open", note) as change:
-                claim = change.open_claim(regime, self._taken_in(rules, said), named)
-                change.store(sealed)
-                change.link(claim, [*ids.values(), *self._by_hash(named, set(ids.values()))])
+            listed = sorted({f"{kind}:{digest}" for kind, digest in named})
+            note = Note(reason, by, {"fields": words, "rules": rules.digest, "hashes": listed}, person)
+            with self._catalogue.together():
+                with self._catalogue.change("open", note) as change:
+                    claim = change.open_claim(regime, self._taken_in(rules, said), named)
+                    change.store(sealed)
+                    change.link(claim, [*ids.values(), *self._by_hash(named, set(ids.values()))])
+                self._store.match(list(ids.values()))
         return self.show(claim)
 
     def amend(self, claim: int, fields: Fields, *, by: str = "", reason: str = "") -> Claim:
@@ -150,11 +156,13 @@ class Claims:
             found, rules = self._open_claim(claim)
             self._check_subject(rules, True, source_keys, [])
             sealed, ids = self._store.seal(given)
-            with self._catalogue.change("attach", Note(reason, by)) as change:
-                change.move(claim, "in_force" if found.state == "accepted" else None)
-                change.store(sealed)
-                change.link(claim, list(ids.values()))
-                change.reckon(ids.values())
+            with self._catalogue.together():
+                with self._catalogue.change("attach", Note(reason, by)) as change:
+                    change.move(claim, "in_force" if found.state == "accepted" else None)
+                    change.store(sealed)
+                    change.link(claim, list(ids.values()))
+                    change.reckon(ids.values())
+                self._store.match(list(ids.values()))
         return self.show(claim)
 
     # -- deciding --------------------------------------------------------------------------
@@ -163,25 +171,26 @@ class Claims:
         """Find a claim good: its rows are in force from this version on, in every process that follows the set.
 
         A row that was withdrawn meanwhile comes back under a new id. Without rows the claim waits, accepted, for
-        content that has one of its hashes.
+        content that has one of its hashes. What its regime asks of a claim in force must be told by now: the content
+        may come at any time.
         """
         with self._store.writing():
             _, rules = self._check_step(claim, "accepted", fields)
+            self._check_told(claim, rules, "in_force", fields)
             again = [i for i in self._catalogue.rows_of(claim) if self._is_out(i)]
-            back = self._store.read(again) if again else None
-            if back is not None and len(back) < len(again):
-                raise NotAllowed(
-                    f"claim {claim} names rows whose bytes compaction gave up; attach the images again, then accept"
-                )
-            sealed, ids = self._store.seal(back) if back is not None else ([], {})
-            with self._catalogue.change("accept", self._note(rules, reason, by, fields)) as change:
-                change.move(claim, "accepted")
-                change.store(sealed)
-                change.unlink(claim, again)
-                change.link(claim, list(ids.values()))
-                change.reckon(self._catalogue.rows_of(claim))
-            if self._catalogue.rows_of(claim) or rules.storage == "hash-only":
-                self._write_step(claim, "force", "in_force", Note(by=by))
+            self._check_can_come_back(claim, again)
+            back = self._store.read(again)
+            sealed, ids = self._store.seal(back) if len(back) else ([], {})
+            with self._catalogue.together():
+                with self._catalogue.change("accept", self._note(rules, reason, by, fields)) as change:
+                    change.move(claim, "accepted")
+                    change.store(sealed)
+                    change.unlink(claim, again)
+                    change.link(claim, list(ids.values()))
+                    change.reckon(self._catalogue.rows_of(claim))
+                if self._catalogue.rows_of(claim) or rules.storage == "hash-only":
+                    self._write_step(claim, "force", "in_force", Note(by=by))
+                self._store.match(list(ids.values()))
         return self.show(claim)
 
     def dispute(self, claim: int, *, by: str = "", reason: str = "", fields: Fields | None = None) -> Claim:
@@ -194,6 +203,9 @@ class Claims:
 
     def uphold(self, claim: int, *, by: str = "", reason: str = "", fields: Fields | None = None) -> Claim:
         """Decide a dispute, or a suit, for the claim: in force as before."""
+        state = self._catalogue.claim(claim).state
+        if state not in LIVE:
+            raise NotAllowed(f"claim {claim} is {state}; there is nothing to uphold, accept it")
         return self._decide(claim, "uphold", "in_force", by, reason, fields)
 
     def withdraw(
@@ -320,11 +332,14 @@ class Claims:
             raise NotAllowed(
                 f"claim {claim} is {found.state}, and under {rules.name} that leads to {ways}; not {state}"
             )
+        self._check_told(claim, rules, state, fields)
+        return found, rules
+
+    def _check_told(self, claim: int, rules: Regime, state: str, fields: Fields | None) -> None:
         told = {**self._told(claim), **(fields or {})}
         faults = [f"{field.name} {field.fault(told.get(field.name))}" for field in rules.missing(told, state)]
         if faults:
             raise InvalidInput(f"claim {claim} cannot become {state}: {'; '.join(faults)}; amend it, then try again")
-        return found, rules
 
     def _open_claim(self, claim: int) -> tuple[ClaimRecord, Regime]:
         found = self._catalogue.claim(claim)
@@ -341,7 +356,7 @@ class Claims:
                 raise NotAllowed(f"claim {claim} has the hold {found.hold!r}; there is nothing to {action}")
             second = (action, found.hold) in (("hold", "asked"), ("release", "release-asked"))
             asked = [event.by for event in self._history(claim) if event.action in ("hold", "release")]
-            if second and asked[-1].casefold() == by.casefold():
+            if second and _person(asked[-1]) == _person(by):
                 raise NotAllowed(f"{by} asked for this {action}; another person has to agree")
             self._write_step(claim, action, None, Note(reason, by), ways[found.hold])
         return self.show(claim)
@@ -377,10 +392,25 @@ class Claims:
         return {key: row_id for key, (row_id, _, _) in held.items()}
 
     def _by_hash(self, named: Sequence[tuple[str, str]], known: set[int]) -> list[int]:
-        """Rows that are held and have one of these digests."""
-        held = "SELECT id FROM rows WHERE withdrawn IS NULL AND"
-        sql = {"sha256": f"{held} (sha256 = ?1 OR image_sha256 = ?1)", "pdq": f"{held} lower(hex(pdq)) = ?1"}
-        return sorted({i for kind, digest in named for (i,) in self._catalogue.ask(sql[kind], digest)} - known)
+        """Rows that are held and have one of these digests, or a PDQ hash near one of these."""
+        same = self._catalogue.with_content([digest for kind, digest in named if kind == "sha256"])
+        found = set(self._catalogue.standing([i for ids in same.values() for i in ids]))
+        pdqs = [bytes.fromhex(digest) for kind, digest in named if kind == "pdq"]
+        if pdqs:
+            found |= {row for _, row in listed_near(Hashes.of(pdqs), *self._catalogue.pdqs())}
+        return sorted(found - known)
+
+    def _check_can_come_back(self, claim: int, ids: Sequence[int]) -> None:
+        """Raise NotAllowed where the bytes of rows are gone, and the claim has no other row under their keys."""
+        gone = sorted(set(ids) - self._catalogue.placed(ids).keys())
+        keys, mine = self._catalogue.source_keys(gone), set(self._catalogue.rows_of(claim))
+        attached = {key for key, (row, *_) in self._catalogue.held(list(keys.values())).items() if row in mine}
+        lost = [keys.get(i, f"row {i}") for i in gone if keys.get(i) not in attached]
+        if lost:
+            raise NotAllowed(
+                f"claim {claim}: {some_are(lost)} in force no longer, and compaction gave up the bytes; attach the "
+                "images again, under the same keys, then accept"
+            )
 
     def _is_out(self, row_id: int) -> bool:
         return bool(self._catalogue.ask("SELECT 1 FROM rows WHERE id = ? AND withdrawn IS NOT NULL", row_id))
@@ -390,6 +420,11 @@ class Claims:
             raise InvalidInput("a claim on nothing; give rows, source keys or hashes")
         if rules.storage == "hash-only" and (rows or keys):
             raise NotAllowed(f"regime {rules.name} allows no copy of the content; give hashes alone")
+
+
+def _person(name: str) -> str:
+    """A name made comparable."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def _hash(text: str) -> tuple[str, str]:

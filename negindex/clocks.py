@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from negindex.errors import InvalidInput
 
@@ -123,6 +123,14 @@ class ClockRule:
         not_before = self.not_before.end(started, zone, self.calendar) if self.not_before else None
         lead = timedelta(hours=self.alarm.count)
         return Clock(self.name, in_utc(started), due, due - lead, not_before, in_utc(ended) if ended else None)
+
+
+def zone_named(name: str) -> ZoneInfo:
+    """The time zone of this name, such as Europe/Brussels; raises InvalidInput."""
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise InvalidInput(f"{name!r} is no time zone; give one like Europe/Brussels") from error
 
 
 def in_utc(at: datetime) -> datetime:

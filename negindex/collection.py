@@ -16,17 +16,24 @@ import threading
 import uuid
 from collections.abc import Collection as AbstractCollection
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from numpy.typing import ArrayLike
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from negindex import backup
+from negindex.alike import Alike, Likeness, alike, groups_held
+from negindex.backup import Backup, Kept
 from negindex.catalogue import Catalogue
 from negindex.checkpoint import Checkpoint
 from negindex.claims import Claims
-from negindex.disk import Disk
-from negindex.errors import InvalidInput, NotAllowed, OutOfRange, UnknownKey
+from negindex.disk import Disk, writer_lock
+from negindex.errors import InvalidInput, Locked, NotAllowed, OutOfRange, UnknownKey
+from negindex.hamming import NEAR
+from negindex.history import Dead, Difference, claims_at, dead, difference
 from negindex.incoming import check_keys, incoming, some_are
 from negindex.keys import Key
 from negindex.labelled import Labelled
@@ -38,8 +45,9 @@ from negindex.partial import Origin, Partial
 from negindex.schema import IN_HOUSE
 from negindex.segments import Holder
 from negindex.snapshot import Snapshot
-from negindex.states import Meta, Note, Outstanding, Provenance, SegmentRecord, Version
+from negindex.states import ClaimRecord, Meta, Note, Outstanding, Provenance, SegmentRecord, Version
 from negindex.store import CATALOGUE, SEGMENTS, Store
+from negindex.verify import Fault, verify
 
 DTYPES = ("float16", "float32")
 
@@ -146,12 +154,13 @@ class Collection(Negatives):
             new = self._without_in_house(ids)
             if not new:
                 return self.newest().version
-            with self._catalogue.change("add", Note(reason, by)) as change:
-                claim = change.open_claim(IN_HOUSE, "in_force")
-                change.store(sealed)
-                change.link(claim, new)
-                change.reckon(new)
-            self._store.match(new)
+            with self._catalogue.together():
+                with self._catalogue.change("add", Note(reason, by)) as change:
+                    claim = change.open_claim(IN_HOUSE, "in_force")
+                    change.store(sealed)
+                    change.link(claim, new)
+                    change.reckon(new)
+                self._store.match(new)
         return change.version
 
     def withdraw(self, source_keys: Sequence[str], reason: str, *, by: str = "") -> int:
@@ -199,6 +208,7 @@ class Collection(Negatives):
     def settle(self) -> list[Outstanding]:
         """Finish what erasures owe, as far as readers let; returns what is still outstanding."""
         self._newest = None
+        self._store.trouble.clear()
         with self._store.writing():
             pass
         return self.outstanding()
@@ -215,6 +225,57 @@ class Collection(Negatives):
             if forget_before is not None:
                 self._store.forget(forget_before, Note(reason, by))
             return self._store.compact()
+
+    # -- backups ---------------------------------------------------------------------------
+
+    def backup(self, to: Path | str) -> Backup:
+        """Copy the set, as it is at its newest version, to a new directory, whole or not at all.
+
+        Readers and a writer go on meanwhile. What is erased later is taken out of the copy too, by ``settle`` and
+        by every change, as soon as it can be reached. Raises NotAllowed where ``to`` exists, NotThere where its
+        folder does not, and Damaged, naming the file, where bytes are not those on record.
+        """
+        made = backup.make(self._store, Path(to))
+        if any(one.name == made.path for one in self.outstanding()):
+            with suppress(Locked):  # it stays on the list
+                self.settle()
+        return made
+
+    def backups(self) -> list[Kept]:
+        """The backups on record: version, place, whether they look to be there, and which erasures they owe."""
+        return backup.kept(self._store)
+
+    def forget_backup(self, path: Path | str, *, by: str, reason: str = "") -> int:
+        """Record, as a version, that somebody says that a backup is gone; nothing is owed to it any more.
+
+        Raises NotThere where none is on record at ``path``, and NotAllowed while one lies there.
+        """
+        return backup.forget(self._store, Path(path), by=by, reason=reason)
+
+    @classmethod
+    def restore(
+        cls,
+        backup_path: Path | str,
+        path: Path | str,
+        *,
+        log: Path | str | None = None,
+        key: Key | None = None,
+        by: str = "",
+        reason: str = "",
+        disk: Disk | None = None,
+    ) -> Collection:
+        """Make the set of a backup at a new ``path``, whole or not at all; what came after it is re-applied.
+
+        log: what the set's log said later: a file as `negindex log SET --json` prints it, or the directory of the
+        old set, when its record can be read. Withdrawals, erasures, claims and holds after the backup follow from
+        it, versions and roots stay those that they were, and rows that were stored later are out of force: their
+        bytes are lost. Without it only erasures that had reached this backup are known. Either way the last
+        version is ``restore``, and its record lists, as ``dropped``, the rows that are lost.
+        Raises NotThere for no backup, NotAllowed where ``path`` exists or the log is of another history.
+        """
+        disk, later = disk or Disk(), None if log is None else Path(log)
+        backup.restore(Path(backup_path), Path(path), disk, log=later, key=key, by=by, reason=reason)
+        return cls(Path(path), disk, key)
 
     # -- reading it ------------------------------------------------------------------------
 
@@ -246,6 +307,10 @@ class Collection(Negatives):
         """The whole history, oldest first."""
         return self._catalogue.versions()
 
+    def version(self, number: int) -> Version:
+        """One version; raises UnknownVersion."""
+        return self._catalogue.version(number)
+
     def version_at(self, at: datetime) -> Version:
         """The version that was in force at a moment; raises UnknownVersion before the first."""
         return self._catalogue.version_at(at.astimezone(UTC).isoformat(timespec="milliseconds"))
@@ -258,6 +323,71 @@ class Collection(Negatives):
         number = self.newest().version if version is None else self._catalogue.version(version).version
         return dict(self._catalogue.in_force_at(number))
 
+    def check_readable(self, version: int) -> None:
+        """Raise Erased where bytes that a version needs are gone; UnknownVersion where there is none."""
+        self._catalogue.check_readable(self._catalogue.version(version).version)
+
+    def claims_at(self, version: int) -> dict[int, ClaimRecord]:
+        """{number: regime, state and hold} of every claim as it stood at a version."""
+        return claims_at(self._catalogue, version)
+
+    def diff(self, before: int, after: int) -> Difference:
+        """Which rows entered and left from one version to another, and which claims changed; either may be the older.
+
+        Also of versions that can no longer be opened: an erased row has no key.
+        """
+        return difference(self._catalogue, before, after)
+
+    def dead(self, before: int | None = None) -> Dead:
+        """Rows, and their bytes, that ``compact(forget_before=before)`` gives up; the newest version when None."""
+        return dead(self._catalogue, (self.newest() if before is None else self._catalogue.version(before)).version)
+
+    def rows_under(self, source_keys: Sequence[str]) -> NDArray[np.floating]:
+        """Rows as they are stored, (N, *S), that are in force or proposed under these keys. Raises UnknownKey."""
+        keys = check_keys(source_keys, len(source_keys))
+        with writer_lock(self.path):  # no file is replaced meanwhile
+            held = self._catalogue.held(keys)
+            if missing := [key for key in keys if key not in held]:
+                raise UnknownKey(f"{some_are(missing)} not in the set; `negindex status --keys` lists what is in force")
+            found = self._store.read([held[key][0] for key in keys])
+        return found.rows[[found.keys.index(key) for key in keys]]
+
+    def ids_under(self, source_keys: Sequence[str]) -> dict[str, list[int]]:
+        """{source key: ids of every row that has it}, in force or not; keys that no row has are left out."""
+        return self._catalogue.ids_under(source_keys)
+
+    def alike(
+        self,
+        looked_for: Sequence[Likeness],
+        *,
+        distance: int = NEAR,
+        cosine: float | None = None,
+        ever: bool = False,
+    ) -> list[Alike]:
+        """Rows that are these images, or near them: by bytes, by PDQ, by embedding; the surest and nearest first.
+
+        Of rows in force or proposed; with ``ever`` also of those withdrawn. distance: bits of PDQ that may differ,
+        where both qualities are at least 50. cosine: of embeddings, from it on; needed where any is given, and
+        measured for the model that made them. A row is named once an image, by the surest way.
+        Raises ShapeMismatch for hashes or embeddings of another size, OutOfRange, InvalidInput.
+        """
+        return alike(self._catalogue, self._store.segments, looked_for, distance=distance, cosine=cosine, ever=ever)
+
+    def alike_among(self, *, distance: int = NEAR, ever: bool = False) -> list[dict[int, str]]:
+        """Groups of rows of the set that are near each other, by bytes or PDQ: {id: source key} of two or more.
+
+        Link by link, so that the ends of a long group can be farther apart than ``distance``. Mirrored and turned
+        copies stay apart: of a row only the hash of its image as it is was kept.
+        """
+        groups = groups_held(self._catalogue, distance=distance, ever=ever)
+        keys = self._catalogue.source_keys([row for group in groups for row in group])
+        known = ({row: keys[row] for row in group if row in keys} for group in groups)
+        return [group for group in known if len(group) > 1]
+
+    def barred(self, looked_for: Sequence[Likeness]) -> list[bool]:
+        """Of each image, whether ``add`` refuses it: a hash-only claim names it or what is near, or an erasure."""
+        return self._store.barred(looked_for)
+
     def log(self, start: int = 0, stop: int | None = None) -> list[Record]:
         """The log's records, without personal data, from one version up to another (left out)."""
         return self._catalogue.records(start, stop)
@@ -265,6 +395,14 @@ class Collection(Negatives):
     def checkpoint(self, version: int | None = None) -> Checkpoint:
         """The log's root at a version, signed where a key was given when it was made."""
         return self._catalogue.checkpoint(self.newest().version if version is None else version)
+
+    def verify(self, checkpoints: Sequence[Checkpoint] = ()) -> list[Fault]:
+        """Everything that is not as it was written, in the record or in the files; [] when all is.
+
+        checkpoints: exported before and kept elsewhere. Without one, a roll-back of the whole set, or the end of its
+        log cut off with all that hangs on it, cannot be told.
+        """
+        return verify(self.path, checkpoints).faults
 
     def source_keys(self, label: str | None = None) -> list[str]:
         """The source keys in force, sorted; those under one label when it is given."""

@@ -60,6 +60,12 @@ class Disk:
         (busy, *_) = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         return int(busy) == 0
 
+    def copy_database(self, connection: sqlite3.Connection, path: Path) -> None:
+        """Write one version of a database that may be in use to a new file, without what was deleted."""
+        connection.execute("VACUUM INTO ?", (str(path),))
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+
     def create(self, path: Path, fill: Callable[[BinaryIO], None]) -> None:
         """Make ``path`` with what ``fill`` writes: afterwards it is whole and on the disk.
 

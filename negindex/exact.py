@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from negindex.errors import DuplicateKey, NotFinite, ShapeMismatch
+from negindex.errors import DuplicateKey, NotFinite, OutOfRange, ShapeMismatch
 from negindex.kernel import squared_distances
 from negindex.moments import Moments
 from negindex.near import Near, most
@@ -35,7 +35,17 @@ class Scan(Negatives):
 
     @abstractmethod
     def blocks(self, size: int) -> Iterable[Block]:
-        """The rows in force in blocks of at most ``size`` rows."""
+        """The rows in force in blocks of at most ``size`` rows. What ``without`` keeps stays in this order."""
+
+    @abstractmethod
+    def take(self, places: Tensor) -> Block:
+        """The rows at these places (n,) int64, counted from 0 in the order of ``blocks``; in the order asked for.
+
+        Raises OutOfRange for a place that no row has.
+        """
+
+    @abstractmethod
+    def without(self, digests: Collection[str]) -> Scan: ...
 
     def answer(self, query: Query) -> Partial:
         origins = self.origins
@@ -180,6 +190,20 @@ class Exact(Scan):
         flat = self._rows.flatten(1)
         for start in range(0, len(flat), size):
             yield Block(self._ids[start : start + size], flat[start : start + size])
+
+    def take(self, places: Tensor) -> Block:
+        check_places(places, len(self))
+        at = places.to(self._rows.device)
+        return Block(self._ids[at], self._rows.flatten(1)[at])
+
+
+def check_places(places: Tensor, rows: int) -> None:
+    """Raise OutOfRange unless every place is one of 0 … rows - 1."""
+    if len(places) and not 0 <= int(places.min()) <= int(places.max()) < rows:
+        raise OutOfRange(
+            f"places {int(places.min())} to {int(places.max())} in a set of {rows} rows; "
+            f"give places from 0 to {rows - 1}"
+        )
 
 
 def _check_ids(ids: Tensor, rows: int) -> None:

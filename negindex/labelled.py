@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from negindex.checkpoint import Checkpoint
 from negindex.errors import EmptySet
 from negindex.moments import Moments
 from negindex.near import Near
@@ -61,6 +62,11 @@ class Labelled(Negatives):
     @property
     def origins(self) -> tuple[Origin, ...]:
         return tuple(Origin(f"{origin.set_id}#{self.label}", origin.version) for origin in self.rows.origins)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The log's root at the version of these rows."""
+        return self.rows.checkpoint
 
     def answer(self, query: Query) -> Partial:
         pinned = self.pin()

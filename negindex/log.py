@@ -11,13 +11,15 @@ import hashlib
 import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any, get_type_hints
 
 from negindex import merkle
 from negindex.errors import Damaged
 
 SALT_BYTES = 16
+ROW_FIELDS = ("source_key", "label", "sha256", "image_sha256", "pdq", "quality", "thumbnail")  # digests in hex
 Ranges = tuple[tuple[int, int], ...]  # first and last of each run of ids, both included
 
 
@@ -42,6 +44,7 @@ class Record:
     unlinked: Ranges = ()
     dropped: Ranges = ()  # bytes given up without an erasure
     erased: Ranges = ()
+    kept_out: str = ""  # Merkle root over the keyed fingerprints that an erasure left, in order
     note: str = ""  # commitment to the words
     person: str = ""  # commitment to the claimant's own details
     about: str = ""  # version 0: what the collection is, as JSON
@@ -109,8 +112,8 @@ def commitment(salt: bytes, content: Any) -> str:
 
 
 def row_commitment(salt: bytes, row: Mapping[str, Any]) -> str:
-    """A row's: over its key, label and digests."""
-    return commitment(salt, {name: row[name] for name in ("source_key", "label", "sha256", "image_sha256", "pdq")})
+    """A row's: over its key, its label, and what is kept of its source image (``ROW_FIELDS``)."""
+    return commitment(salt, {name: row[name] for name in ROW_FIELDS})
 
 
 def root_of(commitments: Sequence[str]) -> str:
@@ -124,7 +127,12 @@ def _frozen(value: Any) -> Any:
 
 def _typed(record: Record) -> bool:
     """Whether each field is of the type that it says."""
-    return all(_is(get_type_hints(Record)[f.name], getattr(record, f.name)) for f in fields(Record))
+    return all(_is(kind, getattr(record, name)) for name, kind in _kinds().items())
+
+
+@cache
+def _kinds() -> dict[str, Any]:
+    return get_type_hints(Record)
 
 
 def _is(kind: Any, value: Any) -> bool:

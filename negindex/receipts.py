@@ -11,7 +11,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from negindex.errors import Damaged
+from negindex import offline
+from negindex.checkpoint import Checkpoint
+from negindex.errors import Damaged, NotAllowed
+from negindex.keys import Key, PublicKey
 from negindex.text import is_unicode
 
 
@@ -22,6 +25,7 @@ class SetStated:
     set_id: str
     version: int
     rows: int
+    checkpoint: Checkpoint | None = None  # of its log at the version; None for rows in memory
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Receipt:
-    """Which sets, versions, kernel, gate and rule stood behind one image, and what each step saw."""
+    """Which sets, versions, kernel, gate and rule stood behind one image, and what each step saw.
+
+    It is signed as it is without the names of rows' sources, so that it may travel without them.
+    """
 
     made: str  # ISO 8601, UTC
     sets: tuple[SetStated, ...]
@@ -67,10 +74,46 @@ class Receipt:
     libraries: dict[str, str]
     image_sha256: str | None = None
     copies: str = "none"  # the copy gate
+    signature: str = ""  # Ed25519 over ``signed_bytes``; "" where nobody signed
+    public_key: str = ""
 
-    def bind(self, image: Any) -> Receipt:
-        """The same receipt with the sha256 of the image's decoded pixels (a PIL image or an array)."""
-        return replace(self, image_sha256=pixels_sha256(image))
+    def bind(self, image: Any, key: Key | None = None) -> Receipt:
+        """The same receipt with the sha256 of the image's decoded pixels (a PIL image or an array), signed anew.
+
+        Raises NotAllowed for a signed receipt of another image, or of none, where there is no key: binding would
+        break its signature.
+        """
+        return self.bound_to(pixels_sha256(image), key)
+
+    def bound_to(self, image_sha256: str, key: Key | None = None) -> Receipt:
+        """``bind`` by the digest itself."""
+        bound = replace(self, image_sha256=image_sha256, signature="", public_key="")
+        if key is not None:
+            return bound.signed(key)
+        if self.signature and self.image_sha256 != image_sha256:
+            raise NotAllowed(
+                "a signed receipt is bound to other pixels, or to none yet, and binding it would break its signature; "
+                "give the key, which signs it anew"
+            )
+        return self if self.signature else bound
+
+    def without_names(self) -> Receipt:
+        """The same without source keys, which may name people: what an image carries. It is as signed as before."""
+        steps = (replace(s, heaviest=tuple(replace(row, source_key=None) for row in s.heaviest)) for s in self.steps)
+        return replace(self, steps=tuple(steps))
+
+    @property
+    def signed_bytes(self) -> bytes:
+        """What the signature is over: everything but itself and the source keys."""
+        return offline.signed_bytes(_plain(asdict(self)), "receipt")
+
+    def signed(self, key: Key) -> Receipt:
+        """The same, signed. Bind it first."""
+        return replace(self, signature=key.sign(self.signed_bytes), public_key=key.public.text)
+
+    def is_signed_by(self, public: PublicKey) -> bool:
+        """Whether this key signed it, and nothing was changed since."""
+        return self.public_key == public.text and public.verifies(self.signature, self.signed_bytes)
 
     def matches(self, image: Any) -> bool:
         """Whether the receipt was bound to these very pixels."""
@@ -78,8 +121,8 @@ class Receipt:
 
     @property
     def digest(self) -> str:
-        """sha256 of the receipt's canonical JSON."""
-        return hashlib.sha256(self.to_json(indent=None).encode()).hexdigest()
+        """sha256 of what a signature is over: the same with names and without, signed or not."""
+        return hashlib.sha256(self.signed_bytes).hexdigest()
 
     def to_json(self, indent: int | None = 2) -> str:
         """Sorted keys; infinities as the text "-inf" and "inf", which every JSON reader takes."""

@@ -21,12 +21,12 @@ from __future__ import annotations
 import hashlib
 import re
 import tomllib
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from negindex.claim_rules import CHECKS, DOCUMENTS, FINAL, FIRST, LIVE, STATES, STORAGE, Field, Regime, reachable
-from negindex.clocks import ClockRule, Span, holidays_of
+from negindex.clocks import ClockRule, Span, holidays_of, zone_named
 from negindex.errors import Damaged, InvalidInput, NotThere
 from negindex.tables import Table
 
@@ -63,7 +63,11 @@ def _places(folder: Path | str | None) -> list[Path]:
 
 
 def _read(path: Path) -> Regime:
-    content = path.read_bytes()
+    return _parsed(path, path.read_bytes())
+
+
+@lru_cache(maxsize=64)  # by content: a file that is changed is read anew
+def _parsed(path: Path, content: bytes) -> Regime:
     try:
         table = tomllib.loads(content.decode())
     except ValueError as error:
@@ -153,10 +157,7 @@ def _clock(table: Table, states: list[str]) -> ClockRule:
 
 
 def _zone(name: str) -> str:
-    try:
-        return ZoneInfo(name).key
-    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise InvalidInput(f"{name!r} is no time zone; give one like Europe/Brussels") from error
+    return zone_named(name).key
 
 
 def _country(code: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from negindex.claim_rules import LIVE
 from negindex.errors import Damaged, Locked
 
-FORMAT = 2
+FORMAT = 3
 APPLICATION_ID = 0x6E656769  # "negi"
 WAIT = 10.0  # seconds that another program may hold the database
 
@@ -39,9 +39,9 @@ CREATE TABLE rows (
     id INTEGER PRIMARY KEY AUTOINCREMENT, source_key TEXT, label TEXT, sha256 TEXT, image_sha256 TEXT,
     pdq BLOB, quality INTEGER, salt BLOB, commitment TEXT NOT NULL,
     segment INTEGER REFERENCES segments, place INTEGER,
-    added INTEGER REFERENCES versions DEFERRABLE INITIALLY DEFERRED,
-    withdrawn INTEGER REFERENCES versions DEFERRABLE INITIALLY DEFERRED,
-    erased INTEGER REFERENCES versions DEFERRABLE INITIALLY DEFERRED
+    added INTEGER,
+    withdrawn INTEGER,
+    erased INTEGER
 ) STRICT;
 CREATE UNIQUE INDEX key_held ON rows (source_key) WHERE withdrawn IS NULL;
 CREATE INDEX row_key ON rows (source_key) WHERE withdrawn IS NOT NULL;
@@ -66,6 +66,7 @@ CREATE INDEX closed_rows ON claim_rows (claim, row) WHERE closed IS NOT NULL;
 CREATE TABLE claim_hashes (
     claim INTEGER REFERENCES claims, kind TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (digest, kind, claim)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX pdq_hashes ON claim_hashes (claim) WHERE kind = 'pdq';
 CREATE TABLE blocked (fingerprint TEXT PRIMARY KEY, version INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE outstanding (
     version INTEGER NOT NULL, what TEXT NOT NULL, name TEXT NOT NULL, PRIMARY KEY (what, name, version)
@@ -95,7 +96,8 @@ def connect(path: Path, mode: str = "rw") -> sqlite3.Connection:
 def named(error: sqlite3.DatabaseError, path: Path) -> Exception | None:
     """What the caller can do something about; None for a mistake in this package."""
     primary = getattr(error, "sqlite_errorcode", -1) & 0xFF  # the rest says where in SQLite it happened
-    if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):  # bytes, or tables, not ours
+    undecodable = not hasattr(error, "sqlite_errorcode") and "decode" in str(error)  # text that is no text any more
+    if undecodable or primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
         return Damaged(f"{path} cannot be read ({error}); restore it from a backup")
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return Locked(f"{path} is held by another program ({error}); try again when it is done")

@@ -7,9 +7,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from negindex.catalogue import Catalogue
-from negindex.exact import Block, Scan
+from negindex.checkpoint import Checkpoint
+from negindex.exact import Block, Scan, check_places
 from negindex.partial import Origin
 from negindex.segment import Segment
 
@@ -36,12 +38,32 @@ class Snapshot(Scan):
     def origins(self) -> tuple[Origin, ...]:
         return (Origin(self._catalogue.meta.set_id, self.version),)
 
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The log's root at this version, signed where a key was given when it was made."""
+        return self._catalogue.checkpoint(self.version)
+
     def blocks(self, size: int) -> Iterator[Block]:
         for segment, places in self._parts:
             for start in range(0, len(places), size):
                 some = places[start : start + size]
                 rows = _read(segment.rows, some)
                 yield Block(torch.from_numpy(segment.ids[some]), torch.from_numpy(rows).flatten(1))
+
+    def take(self, places: Tensor) -> Block:
+        check_places(places, len(self))
+        order = np.argsort(places.numpy(), kind="stable")  # each file is read once, and forwards
+        asked, ids, rows = places.numpy()[order], np.empty(len(order), np.int64), None
+        start = 0
+        for segment, own in self._parts:
+            here = slice(*np.searchsorted(asked, (start, start + len(own))))
+            if here.start < here.stop:
+                some = own[asked[here] - start]
+                rows = np.empty((len(order), *self.shape), segment.rows.dtype) if rows is None else rows
+                ids[order[here]], rows[order[here]] = segment.ids[some], segment.rows[some]
+            start += len(own)
+        found = torch.empty(0, *self.shape) if rows is None else torch.from_numpy(rows)
+        return Block(torch.from_numpy(ids), found.flatten(1))
 
     def where(self, *, label: str) -> Snapshot:
         """The rows that were added under ``label``: a set of negatives of its own."""

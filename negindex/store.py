@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from negindex import upkeep
-from negindex.catalogue import Catalogue
+from negindex.alike import Likeness, hashes_of, likeness, listed_near
+from negindex.catalogue import Backup, Catalogue
 from negindex.disk import Disk, writer_lock
-from negindex.errors import ClaimLive, ContentRefused, Damaged, DuplicateKey, Locked, OnHold
+from negindex.errors import (
+    ClaimLive,
+    ContentRefused,
+    Damaged,
+    DuplicateKey,
+    Locked,
+    NegindexError,
+    NotAllowed,
+    NotThere,
+    OnHold,
+)
+from negindex.hamming import Hashes
 from negindex.incoming import Incoming, some_are
 from negindex.keys import Key
 from negindex.regimes import Regime, regime
@@ -24,19 +39,26 @@ from negindex.segments import Holder, Segments
 from negindex.snapshot import Parts
 from negindex.states import NewRow, Note, Outstanding, SegmentRecord
 
-CATALOGUE, SEGMENTS = "catalogue.sqlite", "segments"
+CATALOGUE, SEGMENTS, MARK = "catalogue.sqlite", "segments", "BACKUP.json"
+NEW = ".new"  # a directory under this ending was never finished
 Sealed = list[tuple[SegmentRecord, list[NewRow]]]
 
 
 class Store:
     """What a ``Collection`` and its ``Claims`` share."""
 
-    def __init__(self, path: Path, disk: Disk, key: Key | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path, disk: Disk, key: Key | None = None, *, backup: bool = False) -> None:
+        self.path, self.disk, self._is_backup = path, disk, backup
+        self.trouble: dict[str, str] = {}  # path of a backup: why nothing could be taken out of it, when last tried
+        if not backup and (path / MARK).exists():
+            raise NotAllowed(f"{path} is a backup; `negindex restore` brings it back as a set")
         self.catalogue = Catalogue(path / CATALOGUE, disk, key)
         self.meta = self.catalogue.meta
         self.segments = Segments(path / SEGMENTS, self.meta, disk)
         self._open_up()
+
+    def close(self) -> None:
+        self.catalogue.close()
 
     def regime(self, name: str) -> Regime:
         """The rules of this name: those in the set's own ``regimes`` folder first."""
@@ -45,11 +67,16 @@ class Store:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Be the only writer; what has piled up is tidied afterwards."""
+        """Be the only writer; what has piled up is tidied afterwards.
+
+        What fails at that is not reported, since the change is done: the next writer tidies up, and ``verify`` names
+        a file that is damaged.
+        """
         with writer_lock(self.path):
             yield
-            self.tidy()
-            self.settle()
+            with suppress(OSError, Damaged):
+                self.tidy()
+                self.settle()
 
     # -- rows in ---------------------------------------------------------------------------
 
@@ -66,19 +93,35 @@ class Store:
             raise DuplicateKey(
                 f"{some_are(clash)} in force with other bytes; withdraw first, or use another key", clash
             )
-        fresh = given.chosen([i for i, key in enumerate(given.keys) if key not in held])
+        first_of: dict[str, int] = {}
+        for i, key in enumerate(given.keys):
+            if given.digests[first_of.setdefault(key, i)] != given.digests[i]:
+                raise DuplicateKey(f"{some_are([key])} of two rows with other bytes; use another key for one", [key])
+        fresh = given.chosen([i for key, i in first_of.items() if key not in held])
         first = self.catalogue.next_id()
         ids = {key: row_id for key, (row_id, _, _) in held.items()} | {k: first + i for i, k in enumerate(fresh.keys)}
         return self._sealed(fresh, first), ids
 
     def match(self, ids: Sequence[int]) -> None:
         """Have claims that named content by its hash name the rows that have it, one version a claim."""
-        for number, rows in self.catalogue.rows_by_hash(ids).items():
+        for number, named in self._named_by_hash(ids).items():
+            rows = sorted(set(named) - set(self.catalogue.rows_of(number)))
+            if not rows:
+                continue
             with self.catalogue.change("match", Note()) as change:
                 accepted = self.catalogue.claim(number).state == "accepted"
                 change.move(number, "in_force" if accepted else None)
                 change.link(number, rows)
                 change.reckon(rows)
+
+    def _named_by_hash(self, ids: Sequence[int]) -> dict[int, list[int]]:
+        """{open claim: those of the rows whose content it named by its hash, or nearly, where the hash is PDQ's}."""
+        found = {claim: set(rows) for claim, rows in self.catalogue.rows_by_hash(ids).items()}
+        hashes, qualities = self.catalogue.pdqs(ids)
+        named = self.catalogue.claim_pdqs() if len(hashes) else []
+        for place, row in listed_near(Hashes.of(pdq for pdq, _ in named), hashes, qualities):
+            found.setdefault(named[place][1].claim, set()).add(row)
+        return {claim: sorted(rows) for claim, rows in sorted(found.items())}
 
     def read(self, ids: Sequence[int]) -> Incoming:
         """Rows as they were stored, to be stored again under new ids; those whose bytes are gone are left out."""
@@ -112,18 +155,29 @@ class Store:
 
     def _check_allowed(self, given: Incoming) -> None:
         """Raise ContentRefused for content that may not be stored, or that an erasure keeps out."""
-        images = [source.image_sha256 for source in given.sources]
-        content = [*given.digests, *filter(None, images)]
-        known = self.catalogue.claims_by_hash(content)
-        barred = {d for d, claims in known.items() if any(self.regime(c.regime).storage == "hash-only" for c in claims)}
-        barred |= self._kept_out(content)
-        keys = [k for k, d, i in zip(given.keys, given.digests, images, strict=True) if d in barred or i in barred]
+        barred = self.barred([likeness(*each) for each in zip(given.digests, given.sources, strict=True)])
+        keys = [key for key, out in zip(given.keys, barred, strict=True) if out]
         if keys:
             raise ContentRefused(
                 f"{some_are(keys)} content that a claim allows no copy of, or that was erased and is kept out; "
                 "leave it out of what you add",
                 keys,
             )
+
+    def barred(self, given: Sequence[Likeness]) -> list[bool]:
+        """Of each image, whether a claim allows no copy of it, or of what is near it, or an erasure keeps it out."""
+        content = sorted({digest for one in given for digest in one.content})
+        hashes, qualities = hashes_of(given)
+        known, named = self.catalogue.claims_by_hash(content), self.catalogue.claim_pdqs() if len(hashes) else []
+        strict = self._hash_only({c.regime for claims in known.values() for c in claims} | {c.regime for _, c in named})
+        out = {d for d, claims in known.items() if any(c.regime in strict for c in claims)} | self._kept_out(content)
+        listed = Hashes.of(pdq for pdq, claim in named if claim.regime in strict)
+        near = {place for _, place in listed_near(listed, hashes, qualities)}
+        return [place in near or not out.isdisjoint(one.content) for place, one in enumerate(given)]
+
+    def _hash_only(self, regimes: Iterable[str]) -> set[str]:
+        """Those of the regimes that allow no copy of the content."""
+        return {name for name in regimes if self.regime(name).storage == "hash-only"}
 
     # -- rows out --------------------------------------------------------------------------
 
@@ -141,18 +195,23 @@ class Store:
     def erase(self, ids: Sequence[int], note: Note, *, claim: int | None = None, keep_out: bool = False) -> int:
         """Take rows' bytes and words out of everything, as one new version; ``settle`` finishes it."""
         self.check_unclaimed(ids, claim)
-        self._check_no_hold(ids)
+        self._check_no_hold(ids, claim)
+        self.trouble.clear()
         prints = [self._fingerprint(digest) for digest in self.catalogue.content_of(ids)] if keep_out else []
         files = upkeep.files_of(self.catalogue, ids)
         moved = upkeep.rewritten(self.catalogue, self.segments, files, without=ids)
         with self.catalogue.change("erase", note) as change:
             if claim is not None:
                 change.move(claim)
+                change.forget_claim(claim)
             change.erase(ids, prints)
             change.replace(files, moved)
             change.owe("journal", CATALOGUE)
+            told = {c.claim for some in self.catalogue.claims_on(ids, ever=True).values() for c in some}
+            gone = [c.claim for c in self.catalogue.claims("erased") if c.claim in told or c.claim == claim]
             for backup in self.catalogue.backups():
-                change.owe("backup", backup)
+                if self.catalogue.may_hold(backup, ids, gone):
+                    change.owe("backup", backup.path)
         return change.version
 
     def _kept_out(self, digests: Sequence[str]) -> set[str]:
@@ -164,9 +223,10 @@ class Store:
         """Keyed with the set's own secret, which no log, export or report holds."""
         return hmac.new(bytes.fromhex(self.meta.secret), digest.encode(), hashlib.sha256).hexdigest()
 
-    def _check_no_hold(self, ids: Sequence[int]) -> None:
-        claims = self.catalogue.claims_on(ids, ever=True).values()
-        held = {claim.claim for some in claims for claim in some if claim.hold in ("held", "release-asked")}
+    def _check_no_hold(self, ids: Sequence[int], claim: int | None) -> None:
+        claims = [one for some in self.catalogue.claims_on(ids, ever=True).values() for one in some]
+        claims += [] if claim is None else [self.catalogue.claim(claim)]
+        held = {one.claim for one in claims if one.hold in ("held", "release-asked")}
         if held:
             numbers = ", ".join(map(str, sorted(held)))
             raise OnHold(
@@ -227,7 +287,49 @@ class Store:
     def _is_done(self, one: Outstanding) -> bool:
         if one.what == "file":
             return self.segments.let_go(one.name)
-        return self.catalogue.scrub() if one.what == "journal" else False
+        if one.what == "journal":
+            return self.catalogue.scrub()
+        return one.what == "backup" and not self._is_backup and self._is_purged(one.name)
+
+    def _is_purged(self, path: str) -> bool:
+        """Take everything erased out of a backup; False, and why in ``trouble``, where that cannot be done now."""
+        if path in self.trouble:
+            return False
+        try:
+            self._purge(Path(path))
+        except (NegindexError, OSError) as error:  # the erasure stands, and the backup stays on the list
+            self.trouble[path] = str(error)
+        return path not in self.trouble
+
+    def _purge(self, path: Path) -> None:
+        known = {backup.id: backup for backup in self.catalogue.backups() if backup.path == str(path)}
+        said = backup_mark(path)
+        if said.get("backup") not in known:
+            raise NotAllowed(f"{path} is not the backup that was made there; move it, and put that backup back")
+        at = int(said["version"])
+        if at > self.catalogue.newest().version or self.catalogue.checkpoint(at).root != said["root"]:
+            raise NotAllowed(f"{path} is of a history that this set does not have; erase in it what has to go yourself")
+        with closing(Store(path, self.disk, backup=True)) as backup, writer_lock(path, wait=0):
+            backup.take_out(*self.catalogue.erased(), self.catalogue.ask("SELECT * FROM blocked"))
+
+    def take_out(self, rows: Mapping[int, int], claims: Mapping[int, int], blocked: Sequence[tuple[str, int]]) -> None:
+        """In a backup: be rid of rows' bytes and words, and of claims' words; see ``Change.purge``."""
+        here = {i for (i,) in self.catalogue.ask("SELECT id FROM rows WHERE erased IS NULL AND salt IS NOT NULL")}
+        noted = {int(one.name) for one in self.catalogue.outstanding() if one.what == "claim"}
+        open_here = {claim.claim for claim in self.catalogue.claims() if claim.state != "erased"} - noted
+        rows = {i: version for i, version in rows.items() if i in here}
+        claims = {claim: version for claim, version in claims.items() if claim in open_here}
+        if rows or claims:
+            files = upkeep.files_of(self.catalogue, list(rows))
+            moved = upkeep.rewritten(self.catalogue, self.segments, files, without=rows)
+            with self.catalogue.upkeep() as change:
+                change.purge(rows, claims)
+                change.replace(files, moved)
+                change.keep_out(blocked)
+                change.owe("journal", CATALOGUE)
+        self.settle()
+        if any(one.what in ("file", "journal") for one in self.catalogue.outstanding()):
+            raise Locked(f"{self.path} is being read by another program; try again when it is done")
 
     def _open_up(self) -> None:
         """Sweep what a crashed writer left, and settle; skipped while another writer is at work."""
@@ -235,9 +337,29 @@ class Store:
             with writer_lock(self.path, wait=0):
                 named = {file.file for file in self.catalogue.segments()}
                 self.segments.sweep(named | {one.name for one in self.catalogue.outstanding()})
+                self._sweep_backups()
                 self.settle()
         except Locked:
             pass
+
+    def _sweep_backups(self) -> None:
+        """Settle what became of backups whose maker did not come to the end."""
+        for backup in self.catalogue.backups():
+            if not (backup.at or self._is_backup):
+                with suppress(NegindexError, OSError):  # it is being made, or out of reach: it stays on record
+                    self.sweep_backup(backup)
+
+    def sweep_backup(self, backup: Backup) -> None:
+        """Take away what was never finished, and its entry; complete the entry of what was."""
+        path, aside = Path(backup.path), Path(backup.path + NEW)
+        if aside.is_dir():
+            with writer_lock(aside, wait=0):
+                shutil.rmtree(aside)
+            with self.catalogue.upkeep() as change:
+                change.no_backup(backup.id, backup.path)
+        elif (path / MARK).is_file() and (said := backup_mark(path)).get("backup") == backup.id:
+            with self.catalogue.upkeep() as change:
+                change.backed_up(backup.id, backup.path, said["version"], said["at"])
 
     # -- reading ---------------------------------------------------------------------------
 
@@ -271,3 +393,18 @@ class Store:
             return np.setdiff1d(places, left, assume_unique=True) if left else places
         later = ask.entered(file.segment, version) if (file.last or 0) > version else []
         return np.delete(np.arange(file.rows, dtype=np.int64), [*left, *ask.proposed(file.segment), *later])
+
+
+def backup_mark(path: Path) -> dict[str, Any]:
+    """What a backup says of itself: backup, set_id, version, at, root. Raises NotThere where no backup is."""
+    try:
+        text = (path / MARK).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotThere(f"{path} is no backup ({MARK} is missing); name one that `negindex backup` made") from None
+    try:
+        said: dict[str, Any] = json.loads(text)
+        if {"backup", "set_id", "version", "at", "root"} <= said.keys() and type(said["version"]) is int:
+            return said
+    except (ValueError, AttributeError):
+        pass
+    raise Damaged(f"{path / MARK} does not say which backup this is; take another backup")

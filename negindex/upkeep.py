@@ -20,6 +20,8 @@ from negindex.states import SegmentRecord
 
 TIER = 16
 AT_ONCE = 16 << 20  # bytes that a change may rewrite on the side
+ON_HOLD = """EXISTS (SELECT 1 FROM claim_rows JOIN claims USING (claim)
+              WHERE row = rows.id AND hold IN ('held', 'release-asked'))"""
 MOSTLY_DEAD = 0.25  # share of withdrawn rows above which ``compact`` rewrites a file
 
 
@@ -65,14 +67,16 @@ def rewritten(
 
 
 def never_in_force(catalogue: Catalogue) -> list[int]:
-    """Rows that were proposed and refused: no version ever read them."""
-    sql = "SELECT id FROM rows WHERE added IS NULL AND withdrawn IS NOT NULL AND segment IS NOT NULL ORDER BY id"
+    """Rows that were proposed and refused, which no version ever read, but for those that a legal hold keeps."""
+    sql = f"""SELECT id FROM rows WHERE added IS NULL AND withdrawn IS NOT NULL AND segment IS NOT NULL
+              AND NOT {ON_HOLD} ORDER BY id"""
     return _ids(catalogue.ask(sql))
 
 
 def withdrawn_by(catalogue: Catalogue, version: int) -> list[int]:
-    """Rows that only versions before this one read."""
-    sql = "SELECT id FROM rows WHERE withdrawn <= ? AND added IS NOT NULL AND segment IS NOT NULL ORDER BY id"
+    """Rows that only versions before this one read, but for those that a legal hold keeps."""
+    sql = f"""SELECT id FROM rows WHERE withdrawn <= ? AND added IS NOT NULL AND segment IS NOT NULL
+              AND NOT {ON_HOLD} ORDER BY id"""
     return _ids(catalogue.ask(sql, version))
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from negindex.errors import InvalidInput, NegindexError, NotAllowed, SchedulerReplaced, SpaceMismatch
 from negindex.kernel import LITERAL, Kernel
+from negindex.keys import Key
 from negindex.negatives import Negatives
 from negindex.receipts import Receipt
 from negindex.sampler.branches import ActsOn, Branches, check_scales
@@ -27,7 +28,7 @@ from negindex.sampler.correction import Correction
 from negindex.sampler.encode import space_of
 from negindex.sampler.gates import Gate
 from negindex.sampler.layout import by_name, layout_of, watched_pack
-from negindex.sampler.record import Run
+from negindex.sampler.record import Run, digests_of, signed
 from negindex.sampler.rules import Rule
 from negindex.sampler.schedules import family_of, read
 from negindex.sampler.windows import Window
@@ -48,6 +49,7 @@ def guard(
     copies: CopyGate | None = BY_DATA,
     acts_on: ActsOn = "guided",
     on_error: OnError = "raise",
+    key: Key | None = None,
 ) -> Guard:
     """Guard a diffusers pipeline until ``detach`` (or the end of a ``with`` block).
 
@@ -66,6 +68,8 @@ def guard(
     on_error: what becomes of a call when the newest version cannot be read. "raise", or "last-good": go on with
         the versions that were last read, and count every step as degraded in the receipt. A look-up that fails
         in the middle of a run, and a first version that cannot be read, raise in any case.
+    key: signs the receipts. Where the pipeline returns PIL images each is first bound to its image; elsewhere bind
+        them with the key again (``save_image(..., key=key)``).
     Raises, before anything is attached: NothingToCompareWith, SpaceMismatch, ShapeMismatch, UnsupportedScheduler,
     and NotAllowed for a branch of a pipeline without a network that can be watched.
     """
@@ -79,22 +83,28 @@ def guard(
     for name, value, kinds in (("acts_on", acts_on, ActsOn), ("on_error", on_error, OnError)):
         if value not in get_args(kinds):
             raise InvalidInput(f"{name} = {value!r}; give one of {', '.join(get_args(kinds))}")
-    return Guard(pipe, correction, on_error, acts_on)
+    return Guard(pipe, correction, on_error, acts_on, key)
 
 
 class Guard:
     """A guard in place. ``receipts``: one an image of the latest call; ``detach()`` leaves no trace."""
 
     def __init__(
-        self, pipe: Any, correction: Correction, on_error: OnError = "raise", acts_on: ActsOn = "guided"
+        self,
+        pipe: Any,
+        correction: Correction,
+        on_error: OnError = "raise",
+        acts_on: ActsOn = "guided",
+        key: Key | None = None,
     ) -> None:
-        self.pipe, self.correction, self.on_error, self.acts_on = pipe, correction, on_error, acts_on
+        self.pipe, self.correction, self.on_error, self.acts_on, self._key = pipe, correction, on_error, acts_on, key
         self._last_good: Correction | None = None
         self._scheduler = pipe.scheduler
         self._family = family_of(self._scheduler)
         self._layout = layout_of(pipe, correction.negatives.shape)
         self._running: weakref.WeakKeyDictionary[Any, Run] = weakref.WeakKeyDictionary()
         self._runs: list[Run] = []
+        self._digests: list[str] = []  # of the latest call's images, where they are signed for
         self._in_call = False
         below = getattr(type(self._scheduler), "_negindex_guard", None)
         self._branches: Branches = below._branches if below is not None else Branches()
@@ -125,9 +135,9 @@ class Guard:
     def receipts(self) -> list[Receipt]:
         """One an image, in the order of the latest call's images."""
         told = [receipt for run in self._runs for receipt in run.receipts()]
-        if self.acts_on == "guided":
-            return told
-        return [replace(receipt, rule=f"{receipt.rule}, on the {self.acts_on} branch") for receipt in told]
+        if self.acts_on != "guided":
+            told = [replace(receipt, rule=f"{receipt.rule}, on the {self.acts_on} branch") for receipt in told]
+        return told if self._key is None else signed(told, self._digests, self._key)
 
     # -- called from the wrapped classes ---------------------------------------------------
 
@@ -174,7 +184,7 @@ class Guard:
                 "the pipeline's scheduler was replaced after the guard was attached, so its samples would be "
                 "unguarded; detach, set the scheduler, then guard again"
             )
-        self._in_call, self._runs = True, []
+        self._in_call, self._runs, self._digests = True, [], []
         self._running.clear()  # no call goes on with the versions of an earlier one
         self._branches.forget()
         self._layout = layout_of(pipe, self.correction.negatives.shape)
@@ -191,6 +201,7 @@ class Guard:
                 f"{base.__name__} returned without a step of the guarded scheduler, so its result is unguarded "
                 "and is withheld; guard the scheduler that makes the samples"
             )
+        self._digests = digests_of(result) if self._key is not None else []
         return result
 
 

@@ -8,7 +8,8 @@ new machine has.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,12 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
+from negindex.alike import MIN_QUALITY as MIN_QUALITY
 from negindex.sampler.encode import flattened, read_image
 
-MIN_QUALITY = 50  # the authors': below it, an image has too little in it to be told from others
 SIDE = 64  # pixels of the shrunk image
 FREQUENCIES = 16  # kept along each axis: 1 to 16, without the constant
 MIN_SIDE = 5  # pixels; smaller images have quality 0
+AT_ONCE = 1 << 18  # pixels; the luminance of a larger image is worked out strip by strip
+KEPT = 1 << 14  # pixels; weights for larger images are not kept from one image to the next
 ALL_TOLD = 192  # of 256 coefficients off the median: from here on, quality is the reference's
 _LUMA = np.array([0.299, 0.587, 0.114])
 _COSINES = np.sqrt(2 / SIDE) * np.cos(
@@ -36,23 +39,35 @@ class Pdq(NamedTuple):
     quality: int  # 0 (nothing in the image) to 100; below MIN_QUALITY the bits say nothing
 
 
+_NOTHING = Pdq(bytes(FREQUENCIES**2 // 8), 0)
+
+
 def pdq_of(image: Image.Image, name: str = "the image") -> Pdq:
     """The hash of an image of any mode, laid out as a row's pixels are: upright, alpha over white, 8 bits.
 
-    Quality is the reference's but for images with two axes of symmetry, or stripes: most of their coefficients
-    tie at the median, few bits are left to tell them apart, and the quality is lowered below MIN_QUALITY.
+    Quality is the reference's but where few bits are left to tell images apart, and it is lowered below
+    MIN_QUALITY: with two axes of symmetry, or stripes, most coefficients tie at the median; of fewer than 96
+    pixels, such as 8 × 8, the coefficients follow from each other (at 8 × 8, one pair of Fashion-MNIST's images in
+    a thousand is near; at 28 × 28, of 8 million pairs none).
     name: what a refusal calls it.
-    Cost: one pass over the pixels; memory beyond the image's own is about a 64th of it.
+    Cost: one pass over the pixels; memory beyond the image's own is about a 64th of it, or up to 10 MB.
     Raises ImageRefused where its pixels have no scale.
     """
     image = _decoded(image, name)
+    return _NOTHING if min(image.size) < MIN_SIDE else _hashed(next(_shrunk(image)), image.size)
+
+
+def forms_of(image: Image.Image, name: str = "the image") -> list[Pdq]:
+    """The hashes of an image, of its mirror image, and of both turned by 90, 180 and 270°: eight, its own first.
+
+    Each is the hash that ``pdq_of`` gives the turned image: where a window has an even number of pixels it looks
+    ahead, so that the signs of one image's coefficients do not tell the bits of the others.
+    Cost: twice the passes over the pixels. Raises ImageRefused as ``pdq_of`` does.
+    """
+    image = _decoded(image, name)
     if min(image.size) < MIN_SIDE:
-        return Pdq(bytes(FREQUENCIES**2 // 8), 0)
-    small = _shrunk(image)
-    waves = _settled(_COSINES @ small @ _COSINES.T)
-    median = np.sort(waves, axis=None)[waves.size // 2 - 1]  # the lower one
-    told = 100 * int(np.count_nonzero(waves != median)) // ALL_TOLD
-    return Pdq(np.packbits((waves > median).ravel()[::-1]).tobytes(), min(_quality(small), told))
+        return [_NOTHING]
+    return [_hashed(form, image.size) for small in _shrunk(image) for form in (small, small.T)]
 
 
 def pdq_of_file(path: Path) -> Pdq:
@@ -67,24 +82,42 @@ def _decoded(image: Image.Image, name: str) -> Image.Image:
     return image if plain else flattened(image, name)
 
 
-def _shrunk(image: Image.Image) -> NDArray[np.float64]:
+def _hashed(small: NDArray[np.float64], size: tuple[int, int]) -> Pdq:
+    waves = _settled(_COSINES @ small @ _COSINES.T)
+    median = np.sort(waves, axis=None)[waves.size // 2 - 1]  # the lower one
+    free = min(size[0], FREQUENCIES) * min(size[1], FREQUENCIES)  # what an image of so few pixels can tell
+    told = 100 * min(free, int(np.count_nonzero(waves != median))) // ALL_TOLD
+    return Pdq(np.packbits((waves > median).ravel()[::-1]).tobytes(), min(_quality(small), told))
+
+
+def _shrunk(image: Image.Image) -> Iterator[NDArray[np.float64]]:
     """The luminance, (64, 64): blurred by a tent as wide as two of the new pixels, then sampled.
 
-    The longer axis goes first, in strips, so that no step holds more than a strip and 64 lines of the shorter.
+    Of the image, and then of it turned over along one axis, the other, and both. The longer axis goes first, in
+    strips, so that no step holds more than a strip and 64 lines of the shorter.
     """
     wide = image.width > image.height
-    lines = [
-        np.tensordot(weights, _luma(_strip(image, start, len(weights), wide)), (0, int(wide)))
-        for start, weights in _tents(max(image.size))
-    ]
-    half = np.stack(lines)  # (64, shorter side)
-    small = np.stack([half[:, start : start + len(w)] @ w for start, w in _tents(min(image.size))], axis=1)
-    return small.T if wide else small
+    strip = _strips(image, wide)
+    for turned in (False, True):
+        half = np.stack([w @ strip(start, len(w)) for start, w in _tents(max(image.size), turned)])  # (64, shorter)
+        for over in (False, True):
+            across = _tents(min(image.size), over)
+            small = np.stack([half[:, start : start + len(w)] @ w for start, w in across], axis=1)
+            yield small.T if wide else small
 
 
-def _strip(image: Image.Image, start: int, length: int, wide: bool) -> Image.Image:
-    box = (start, 0, start + length, image.height) if wide else (0, start, image.width, start + length)
-    return image.crop(box)
+def _strips(image: Image.Image, wide: bool) -> Callable[[int, int], NDArray[np.float64]]:
+    """What gives the luminance (length, shorter side) of a strip across the longer axis, from ``start`` on."""
+    if image.width * image.height <= AT_ONCE:
+        whole = _luma(image).T if wide else _luma(image)
+        return lambda start, length: whole[start : start + length]
+
+    def strip(start: int, length: int) -> NDArray[np.float64]:
+        box = (start, 0, start + length, image.height) if wide else (0, start, image.width, start + length)
+        part = _luma(image.crop(box))
+        return part.T if wide else part
+
+    return strip
 
 
 def _luma(image: Image.Image) -> NDArray[np.float64]:
@@ -92,11 +125,22 @@ def _luma(image: Image.Image) -> NDArray[np.float64]:
     return pixels if pixels.ndim == 2 else pixels @ _LUMA
 
 
-def _tents(size: int) -> Iterator[tuple[int, NDArray[np.float64]]]:
+def _tents(size: int, turned: bool) -> Iterator[tuple[int, NDArray[np.float64]]]:
     """For each of 64 pixels, where its window starts and the weights (sum 1) of the ``size`` pixels in it.
 
-    The weights are two moving averages over ceil(size / 128) pixels, each over what lies inside the image.
+    turned: of the image turned over, whose first pixel is this one's last.
     """
+    for start, weights in _kept_tents(size) if size <= KEPT else _upright_tents(size):
+        yield (size - start - len(weights), weights[::-1]) if turned else (start, weights)
+
+
+@lru_cache(maxsize=16)
+def _kept_tents(size: int) -> list[tuple[int, NDArray[np.float64]]]:
+    return list(_upright_tents(size))
+
+
+def _upright_tents(size: int) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """The weights are two moving averages over ceil(size / 128) pixels, each over what lies inside the image."""
     width = -(-size // (2 * SIDE))
     firsts, lasts = _window((np.arange(SIDE) * 2 + 1) * size // (2 * SIDE), width, size)
     for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):

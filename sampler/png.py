@@ -12,6 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from negindex.errors import Damaged, ImageRefused, InvalidInput, NotThere
+from negindex.keys import Key
 from negindex.receipts import Receipt
 
 KEYWORD = "negindex-receipt"
@@ -21,16 +22,19 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEAD = KEYWORD.encode() + b"\0"
 
 
-def save_image(image: Image.Image, receipt: Receipt, path: Path | str) -> Receipt:
+def save_image(image: Image.Image, receipt: Receipt, path: Path | str, *, key: Key | None = None) -> Receipt:
     """Write the image as a PNG with its receipt inside; returns the receipt, bound to the image's pixels.
 
-    The receipt is JSON in an iTXt chunk, "negindex-receipt"; other programs show it as text and most keep it.
-    Raises ImageRefused for pixels that no PNG gives back as they were, InvalidInput for a receipt too large.
+    The receipt is JSON in an iTXt chunk, "negindex-receipt"; other programs show it as text and most keep it. The
+    names of rows' sources stay out of it: they are in the receipt that is returned, to be kept beside the image.
+    key: signs it once it is bound. A guard that was given one has done so for the images that it returned.
+    Raises ImageRefused for pixels that no PNG gives back as they were, InvalidInput for a receipt too large, and
+    NotAllowed for a signed receipt of other pixels where there is no key.
     """
     if image.mode not in MODES:
         raise ImageRefused(f"an image of mode {image.mode} for a PNG; give one of {', '.join(MODES)}")
-    bound = receipt.bind(image)
-    text = bound.to_json(indent=None)
+    bound = receipt.bind(image, key)
+    text = bound.without_names().to_json(indent=None)
     if len(text.encode()) > LIMIT:
         raise InvalidInput(
             f"a receipt of {len(text.encode()):,} bytes; {LIMIT:,} go into an image, so save it beside the image"

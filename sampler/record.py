@@ -9,14 +9,31 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 
 import negindex
+from negindex.keys import Key
 from negindex.labelled import Labelled
 from negindex.negatives import Negatives
-from negindex.receipts import HeavyRow, Receipt, SetStated, Step
+from negindex.receipts import HeavyRow, Receipt, SetStated, Step, pixels_sha256
 from negindex.sampler.correction import Correction, Look
 from negindex.snapshot import Snapshot
 from negindex.union import Union
+
+
+def digests_of(result: Any) -> list[str]:
+    """Of the pixels of each image that a pipeline returned; none where it returned no pictures but numbers."""
+    images = result[0] if isinstance(result, tuple) and result else getattr(result, "images", None)
+    if not isinstance(images, list) or not all(isinstance(image, Image.Image) for image in images):
+        return []
+    return [pixels_sha256(image) for image in images]
+
+
+def signed(receipts: list[Receipt], digests: list[str], key: Key) -> list[Receipt]:
+    """Each bound to its image, where there is one for each, and then signed."""
+    if len(digests) != len(receipts):
+        return [receipt.signed(key) for receipt in receipts]
+    return [receipt.bound_to(digest, key) for receipt, digest in zip(receipts, digests, strict=True)]
 
 
 class Seen(NamedTuple):
@@ -102,7 +119,11 @@ def _members(negatives: Negatives) -> list[Negatives]:
 
 
 def _stated(negatives: Negatives) -> list[SetStated]:
-    return [SetStated(origin.set_id, origin.version, len(m)) for m in _members(negatives) for origin in m.origins]
+    return [
+        SetStated(origin.set_id, origin.version, len(m), m.checkpoint if isinstance(m, Snapshot | Labelled) else None)
+        for m in _members(negatives)
+        for origin in m.origins
+    ]
 
 
 def _step(seen: Seen, i: int, keys: dict[tuple[str, int], str]) -> Step:

@@ -1,6 +1,7 @@
 """Claims: a row stays in force while one claim on it is live, and what people tell lies apart."""
 
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,20 @@ def test_a_claim_puts_its_rows_in_force_when_it_is_accepted(three, notice):
     assert claim.first_in_force == 3
 
 
+def test_under_the_dsa_nothing_is_in_force_without_a_statement_of_reasons(three):
+    told = {"explanation": "a copy", "location": "row z", "good_faith": "yes"}
+    claim = three.claims.open("dsa", told, rows=rows(1, seed=9), source_keys=["z"]).number
+    before = three.versions()
+    with pytest.raises(InvalidInput, match=r"restriction is absent.*ground is absent.*redress is absent"):
+        three.claims.accept(claim)
+    assert (three.versions(), three.claims.show(claim).state) == (before, "received")
+    decision = dict.fromkeys(("territory", "duration", "facts", "ground_reference", "ground_explanation"), "as told")
+    decision |= {"restriction": "removal", "origin": "notice", "automated_detection": "no", "automated_decision": "no"}
+    decision |= {"ground": "against the terms", "redress": "complain to us"}
+    assert three.claims.accept(claim, fields=decision).state == "in_force"
+    assert "z" in three.source_keys()
+
+
 def test_a_refused_claim_never_puts_its_rows_in_force(three, notice):
     three.claims.withdraw(notice, by="ben", reason="not the owner")
     assert three.source_keys() == ["a", "b", "c"]
@@ -91,6 +106,38 @@ def test_a_claim_on_a_row_that_was_withdrawn_meanwhile_brings_it_back_under_a_ne
     assert three.source_keys() == ["b", "c"]
     assert three.claims.accept(claim).rows == {4: "a"}
     assert three.digests()[4] == three.snapshot(1).digests()[1]
+
+
+def test_an_accepted_claim_on_a_hash_gets_the_content_that_another_claim_brings(three):
+    told = rows(1, seed=5)
+    digest = "sha256:" + sha256(told.tobytes()).hexdigest()
+    waiting = three.claims.open("in-house", hashes=[digest]).number
+    assert three.claims.accept(waiting).state == "accepted"
+    brought = three.claims.open("dmca", NOTICE, rows=told, source_keys=["z"]).number
+    assert three.claims.show(brought).state == "received"
+    assert three.claims.show(waiting).state == "in_force"
+    assert "z" in three.source_keys()
+    three.claims.attach(brought, told, ["again"])
+    assert list(three.claims.show(waiting).rows.values()) == ["z", "again"]
+    three.claims.withdraw(brought)
+    assert three.source_keys() == ["a", "again", "b", "c", "z"]
+    assert three.verify() == []
+
+
+def test_a_claim_on_rows_whose_bytes_were_given_up_asks_for_them_again(three):
+    claim = three.claims.open("dmca", NOTICE, source_keys=["a", "b"]).number
+    three.compact(forget_before=three.withdraw(["a", "b"], "a mistake"))
+    before = three.versions()
+    with pytest.raises(NotAllowed, match=r"'a', 'b' are in force no longer.*attach the images again"):
+        three.claims.accept(claim)
+    assert three.versions() == before
+    three.claims.attach(claim, rows(3)[:1], ["a"])
+    with pytest.raises(NotAllowed, match="'b' is in force no longer"):
+        three.claims.accept(claim)
+    three.claims.attach(claim, rows(3)[1:2], ["b"])
+    assert three.claims.accept(claim).rows == {4: "a", 5: "b"}
+    assert three.source_keys() == ["a", "b", "c"]
+    assert three.verify() == []
 
 
 def test_a_dispute_keeps_the_row_and_is_not_put_back_too_early(three, notice):
@@ -141,7 +188,7 @@ def test_a_hold_keeps_from_erasing_and_needs_two_people_both_ways(three):
     claim = three.claims.open("gdpr-erasure", {}, source_keys=["a"]).number
     assert three.claims.hold(claim, by="ann").hold == "asked"
     with pytest.raises(NotAllowed, match="another person has to agree"):
-        three.claims.hold(claim, by="Ann")
+        three.claims.hold(claim, by=" Ann ")
     assert three.claims.hold(claim, by="ben").hold == "held"
     with pytest.raises(OnHold, match=f"claim {claim}"):
         three.erase(["a"], "asked for")

@@ -6,6 +6,8 @@ import shlex
 import sqlite3
 import subprocess
 import sys
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -61,7 +63,8 @@ def parse(words):
     command = main
     while isinstance(command, click.Group):
         command, *words = command.get_command(click.Context(command), words[0]), *words[1:]
-    command.make_context(command.name, words)
+    with suppress(click.exceptions.Exit):  # an option that answers by itself, as --help does
+        command.make_context(command.name, words)
 
 
 @pytest.mark.parametrize("path", list(commands()), ids=" ".join)
@@ -70,10 +73,9 @@ def test_every_command_has_help_with_a_runnable_example(path):
     assert said.exit_code == 0
     shown = said.output.replace("\\\n", " ").splitlines()
     examples = [shlex.split(line)[1:] for line in shown if line.strip().startswith("negindex ")]
-    assert examples, f"{' '.join(path)} shows no example"
+    assert any(words[: len(path)] == list(path) for words in examples), f"{' '.join(path)} shows no example"
     for words in examples:
-        assert words[: len(path)] == list(path)
-        parse(words)
+        parse(words[: words.index(">")] if ">" in words else words)
 
 
 def test_build_puts_every_image_in_and_says_so(images, tmp_path):
@@ -189,7 +191,7 @@ def test_status_for_people_and_for_machines(made):
 
 
 def test_an_interrupt_has_its_code(made, images, monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Collection, "open", interrupted)
@@ -248,7 +250,9 @@ class TestGenerate:
                 assert image.size == (8, 8)
                 receipt = json.loads((tmp_path / "out" / f"{i:05d}.json").read_text())
                 assert receipt["image_sha256"] == pixels_sha256(image)
-            assert receipt["sets"] == [{"set_id": Collection.open(made).set_id, "version": 1, "rows": 10}]
+            col = Collection.open(made)
+            stated = {"set_id": col.set_id, "version": 1, "rows": 10, "checkpoint": asdict(col.checkpoint(1))}
+            assert receipt["sets"] == [stated]
             assert len(receipt["steps"]) == 3
             assert receipt["steps"][0]["heaviest"][0]["source_key"].startswith("eights/")
 
@@ -274,7 +278,8 @@ class TestGenerate:
         words = ["--negatives", made, "--reference", tmp_path / "b.set", "--steps", 2, "--out", tmp_path / "out"]
         assert run("generate", self.FOLDER, *words).exit_code == 0
         receipt = read_receipt(tmp_path / "out" / "00000.png")
-        assert receipt == Receipt.from_json((tmp_path / "out" / "00000.json").read_text())
+        beside = Receipt.from_json((tmp_path / "out" / "00000.json").read_text())
+        assert receipt == beside.without_names() != beside
         with Image.open(tmp_path / "out" / "00000.png") as image:
             assert receipt.matches(image)
 

@@ -68,6 +68,26 @@ def test_a_catalogue_of_random_bytes_is_damaged(place, size):
         Collection.open(place)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE meta SET value = CAST(x'ff22' AS TEXT) WHERE key = 'space'",
+        "UPDATE versions SET at = CAST(x'80ff' AS TEXT)",
+        "UPDATE rows SET source_key = CAST(x'c328' AS TEXT) WHERE id = 7",
+    ],
+)
+def test_text_that_is_no_text_any_more_is_damaged(place, change):
+    with record(place) as db:
+        db.execute(change)
+
+    def read():
+        col = Collection.open(place)
+        return col.versions(), col.source_keys()
+
+    with pytest.raises(Damaged, match="restore it from a backup"):
+        read()
+
+
 @pytest.mark.parametrize("part", [0.01, 0.1, 0.3, 0.5, 0.7, 0.9, 0.99])
 def test_a_catalogue_cut_short_is_damaged(place, part):
     catalogue = place / "catalogue.sqlite"
@@ -104,8 +124,8 @@ def test_a_catalogue_that_does_not_say_what_it_is_of_is_damaged(place, change):
 
 def test_a_newer_format_is_refused_and_says_what_to_do(place):
     with record(place) as db:
-        db.execute("PRAGMA user_version = 3")
-    with pytest.raises(NewerFormat, match=r"has format 3, and this negindex reads up to 2; install a newer"):
+        db.execute("PRAGMA user_version = 4")
+    with pytest.raises(NewerFormat, match=r"has format 4, and this negindex reads up to 3; install a newer"):
         Collection.open(place)
 
 

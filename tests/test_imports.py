@@ -14,18 +14,23 @@ import negindex.tools
 
 CORE, SAMPLER, TOOLS = (Path(p.__file__).parent for p in (negindex, negindex.sampler, negindex.tools))
 LAYERS = [  # lowest first; a module may import from lower layers and, within the store, from its left
-    ["errors", "checks", "text"],
-    ["noise", "disk", "merkle", "clocks", "tables", "hamming", "states"],
+    ["errors", "checks", "text", "offline"],
+    ["noise", "kmeans", "gaussians", "disk", "merkle", "clocks", "tables", "hamming", "states"],
     ["keys", "claim_rules", "log"],
     ["regimes", "checkpoint", "schema", "kernel", "segment", "incoming"],
-    ["change", "segments", "partial", "receipts", "moments"],
-    ["catalogue", "near"],
-    ["upkeep", "negatives"],
-    ["exact", "union"],
+    ["change", "segments", "partial", "receipts", "moments", "projection", "ledger", "audit"],
+    ["catalogue", "near", "replay", "proof", "logcheck"],
+    ["upkeep", "negatives", "alike", "standing"],
+    ["exact", "union", "history"],
+    ["held_out", "clusters"],
+    ["calibration", "head"],
+    ["trust"],
+    ["mixture"],
     ["snapshot"],
     ["store", "labelled"],
-    ["claims"],
+    ["claims", "verify", "backup"],
     ["collection"],
+    ["reports"],
 ]
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer}
 

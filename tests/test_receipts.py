@@ -12,6 +12,7 @@ from PIL import Image
 from worlds import ClosedForm, diffusers_on_numpy_2, never, random_world
 
 from negindex import Collection, Exact, Kernel, Union
+from negindex.keys import Key
 from negindex.receipts import HeavyRow, Receipt, SetStated, Step
 from negindex.sampler import Between, Constant, SafeDenoising, guard
 
@@ -80,7 +81,13 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("field", [field.name for field in fields(Receipt)])
+def test_the_digest_is_the_same_signed_and_without_names():
+    signed = RECEIPT.signed(Key.new())
+    assert signed.digest == signed.without_names().digest == RECEIPT.digest
+    assert [row.source_key for row in signed.without_names().steps[0].heaviest] == [None, None]
+
+
+@pytest.mark.parametrize("field", [f.name for f in fields(Receipt) if f.name not in ("signature", "public_key")])
 def test_the_digest_changes_with_every_field(field):
     assert replace(RECEIPT, **{field: CHANGES[field]}).digest != RECEIPT.digest
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import click
 
 from negindex.tools.common import PARTLY, errors_to_exit_codes
+from negindex.tools.options import BY, KEY, SET, open_key_if_any, open_set
 
 if TYPE_CHECKING:
     from negindex import Collection
     from negindex.sampler.encode import Encoder
 
 _SOURCES = click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
-_SET = click.argument("set_path", metavar="SET", type=click.Path(path_type=Path))
 _LABEL = click.option("--label", help="A label for all rows of this run, to look them up and withdraw them by.")
 _PIPELINE = click.option(
     "--pipeline",
@@ -33,7 +33,7 @@ Examples:
   negindex build claims.set claims/ --pipeline models/my-pipeline --size 512
 """
 )
-@_SET
+@SET
 @_SOURCES
 @click.option("--space", type=click.Choice(["pixels"]), help="What the rows are; pixels unless --pipeline says.")
 @_PIPELINE
@@ -48,6 +48,8 @@ Examples:
 )
 @_LABEL
 @_REASON
+@BY
+@KEY
 @errors_to_exit_codes
 def build(
     set_path: Path,
@@ -59,6 +61,8 @@ def build(
     dtype: str,
     label: str | None,
     reason: str,
+    by: str,
+    key_file: Path | None,
 ) -> None:
     """Put the images of SOURCES (files, or folders at any depth) into the collection SET.
 
@@ -72,13 +76,14 @@ def build(
 
     height, width = height_width(size)
     inputs = sources_in(sources)
-    collection = Collection.open(set_path) if set_path.exists() else None
+    key = open_key_if_any(key_file)
+    collection = Collection.open(set_path, key=key) if set_path.exists() else None
     encoder = encoder_asked(
         collection, [file for _, file in inputs], height, width, channels=channels, pipeline=pipeline
     )
     if collection is None:
-        collection = Collection.create(set_path, encoder.shape, encoder.space, dtype=dtype)
-    _ingest(collection, inputs, encoder, label, reason)
+        collection = Collection.create(set_path, encoder.shape, encoder.space, dtype=dtype, key=key)
+    _ingest(collection, inputs, encoder, label, reason, by)
 
 
 @click.command(
@@ -88,34 +93,45 @@ Examples:
   negindex add claims.set notice-17.png --pipeline models/my-pipeline --label claim-17
 """
 )
-@_SET
+@SET
 @_SOURCES
 @_PIPELINE
 @_LABEL
 @_REASON
+@BY
+@KEY
 @errors_to_exit_codes
-def add(set_path: Path, sources: tuple[Path, ...], pipeline: Path | None, label: str | None, reason: str) -> None:
+def add(
+    set_path: Path,
+    sources: tuple[Path, ...],
+    pipeline: Path | None,
+    label: str | None,
+    reason: str,
+    by: str,
+    key_file: Path | None,
+) -> None:
     """Put more images in force in a collection that exists.
 
     A set in a pipeline's latent space needs that pipeline's folder again (--pipeline); another one is refused.
     When the command returns they are on the disk, and every sampler that follows the set obeys them from
     its next image on.
     """
-    from negindex import Collection
     from negindex.sampler.corpus import encoder_for, sources_in
 
-    collection = Collection.open(set_path)
+    collection = open_set(set_path, key_file)
     inputs = sources_in(sources)
-    _ingest(collection, inputs, encoder_for(collection, pipeline), label, reason)
+    _ingest(collection, inputs, encoder_for(collection, pipeline), label, reason, by)
 
 
 def _ingest(
-    collection: Collection, inputs: list[tuple[str, Path]], encoder: Encoder, label: str | None, reason: str
+    collection: Collection, inputs: list[tuple[str, Path]], encoder: Encoder, label: str | None, reason: str, by: str
 ) -> None:
     from negindex.sampler.corpus import ingest
 
     with click.progressbar(length=len(inputs), label="encoding", file=sys.stderr) as bar:
-        report = ingest(collection, inputs, encoder, label=label, reason=reason, progress=lambda _: bar.update(1))
+        report = ingest(
+            collection, inputs, encoder, label=label, reason=reason, by=by, progress=lambda _: bar.update(1)
+        )
     for name, why in report.refused:
         click.echo(f"refused: {name}: {why}", err=True)
     click.echo(

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from negindex.tools.key import open_key
+
 if TYPE_CHECKING:
     from negindex import Collection, Negatives
+    from negindex.keys import Key
     from negindex.sampler import CopyGate, Gate, Guard, Rule, Window
     from negindex.sampler.guard import OnError
 
@@ -78,6 +81,7 @@ _OPTIONS = (
         metavar="S",
         help="Below noise level S keep the kernel as wide as at S (default: literal).",
     ),
+    click.option("--key", type=_SET, metavar="FILE", help="Sign the receipts with this key (`negindex key new`)."),
 )
 FREE = {"labels": (), "copies": "by-data", "on_error": "raise"}  # what options say that were not given
 
@@ -103,6 +107,7 @@ class Asked:
     copies: CopyGate | None
     on_error: OnError
     kernel_floor: float | None
+    key: Key | None
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Asked | None:
@@ -128,6 +133,7 @@ class Asked:
             copies=_copies(given["copies"]),
             on_error=given["on_error"],
             kernel_floor=given["kernel_floor"],
+            key=None if given["key"] is None else open_key(given["key"]),
         )
 
     def attach(self, pipe: Any, stack: ExitStack) -> list[Guard]:
@@ -152,6 +158,7 @@ class Asked:
                     kernel=Kernel.floored(self.kernel_floor),
                     copies=self.copies,
                     on_error=self.on_error,
+                    key=self.key,
                 )
             )
             for negatives, prior in priors.values() or whole

@@ -26,10 +26,13 @@ When = Literal["before", "half", "after"]  # half: of a write, the first half of
 
 
 class FaultyDisk(Disk):
-    """Numbers its calls from 1 and has its ``fault`` at the one numbered ``at``; 0 is never."""
+    """Numbers its calls from 1 and has its ``fault`` at the one numbered ``at``; 0 is never.
 
-    def __init__(self, at: int = 0, when: When = "before") -> None:
-        self.at, self.when = at, when
+    only: number the calls of this name alone, such as "commit".
+    """
+
+    def __init__(self, at: int = 0, when: When = "before", only: str = "") -> None:
+        self.at, self.when, self.only = at, when, only
         self.calls: list[str] = []
 
     def fault(self) -> None:
@@ -66,10 +69,18 @@ class FaultyDisk(Disk):
         with self._call("scrub"):
             return super().scrub(connection)
 
+    def copy_database(self, connection: sqlite3.Connection, path: Path) -> None:
+        with self._call("copy_database") as here:
+            super().copy_database(connection, path)
+            if here and self.when == "half":
+                os.truncate(path, path.stat().st_size // 2)
+                self.fault()
+
     @contextmanager
     def _call(self, name: str) -> Iterator[bool]:
         self.calls.append(name)
-        here = len(self.calls) == self.at
+        numbered = self.calls.count(self.only) if self.only else len(self.calls)
+        here = numbered == self.at and name == (self.only or name)
         if here and self.when == "before":
             self.fault()
         yield here
@@ -87,8 +98,8 @@ class KillingDisk(FaultyDisk):
 class FailingDisk(FaultyDisk):
     """Raises OSError: ENOSPC (full) unless told EIO (broken) or another; works again afterwards."""
 
-    def __init__(self, at: int = 0, when: When = "before", error: int = errno.ENOSPC) -> None:
-        super().__init__(at, when)
+    def __init__(self, at: int = 0, when: When = "before", error: int = errno.ENOSPC, only: str = "") -> None:
+        super().__init__(at, when, only)
         self.error = error
 
     def fault(self) -> None:
@@ -98,8 +109,8 @@ class FailingDisk(FaultyDisk):
 class ShortDisk(FaultyDisk):
     """Keeps half of what a write gave it, and reports success."""
 
-    def __init__(self, at: int = 0) -> None:
-        super().__init__(at, "half")
+    def __init__(self, at: int = 0, only: str = "") -> None:
+        super().__init__(at, "half", only)
 
 
 def points(calls: Sequence[str]) -> list[tuple[int, When]]:
@@ -109,4 +120,5 @@ def points(calls: Sequence[str]) -> list[tuple[int, When]]:
     [(1, 'before'), (1, 'half'), (1, 'after'), (2, 'before'), (2, 'after')]
     """
     whens: tuple[When, ...] = ("before", "half", "after")
-    return [(at, when) for at, name in enumerate(calls, 1) for when in whens if when != "half" or name == "write"]
+    written = ("write", "copy_database")
+    return [(at, when) for at, name in enumerate(calls, 1) for when in whens if when != "half" or name in written]
