@@ -4,10 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from negindex.calibration import Calibration, calibrate
     from negindex.collection import Collection
     from negindex.errors import NegindexError
     from negindex.exact import Exact
     from negindex.kernel import LITERAL, Kernel
+    from negindex.mixture import Mixture
     from negindex.near import Near
     from negindex.negatives import Negatives
     from negindex.noise import NoiseLevel
@@ -20,10 +22,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "LITERAL",
+    "Calibration",
     "Collection",
     "Exact",
     "Heaviest",
     "Kernel",
+    "Mixture",
     "Near",
     "Negatives",
     "NegindexError",
@@ -34,6 +38,7 @@ __all__ = [
     "Snapshot",
     "Union",
     "Version",
+    "calibrate",
 ]
 
 _HOME = {
@@ -44,6 +49,7 @@ _HOME = {
     "Origin": "partial",
     "Receipt": "receipts",
     "Version": "states",
+    "calibrate": "calibration",
 }
 
 

@@ -1,0 +1,183 @@
+"""Rows in the kernel's own space, gathered in clusters whose moments stand for rows that are not looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import isqrt
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from negindex.exact import BLOCK_ELEMENTS, Block, Scan
+from negindex.gaussians import Gaussians
+from negindex.kmeans import assign, kmeans
+from negindex.negatives import row_elements
+from negindex.projection import Space
+
+_ROWS_A_CLUSTER, _CLUSTERS = 64, 1024
+
+
+class Whole(NamedTuple):
+    """Sums over full-size rows. Of float16 rows they are exact while they stay below 2^29: rows can be taken back."""
+
+    sums: Tensor  # (K, D) float64, of the rows themselves
+    squares: Tensor  # (K,) float64, of ||z - centre||²
+
+    @classmethod
+    def nothing(cls, count: int, dimensions: int) -> Self:
+        """The sums of clusters that have no rows yet."""
+        sums = torch.zeros(count, dimensions, dtype=torch.float64)
+        return cls(sums, torch.zeros(count, dtype=torch.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class Clusters:
+    """N rows sorted by cluster: ids, places in their source, reduced vectors and sketches; moments of K clusters.
+
+    Immutable; tensors alone, so that they can be saved as they are. Memory: 4 N (d + m) + 16 N + 12 K D bytes.
+    """
+
+    space: Space
+    ids: Tensor  # (N,) int64
+    places: Tensor  # (N,) int64, for ``source.take``
+    reduced: Tensor  # (N, d) float32, P (z - centre)
+    sketch: Tensor  # (N, m) float32
+    offsets: Tensor  # (K + 1,) int64: the rows of cluster c are offsets[c] : offsets[c + 1]
+    gaussians: Gaussians
+    whole: Whole
+    outside: Tensor  # (K, D) float32, of the cluster's mean about the centre, what the kernel does not see
+
+    @classmethod
+    def build(cls, source: Scan, space: Space, seed: int = 0, count: int | None = None) -> Self:
+        """Cluster the rows of ``source`` in the space. Cost: two passes over the rows, and k-means.
+
+        count: how many clusters; None takes one for 64 rows, at most 1,024 or the root of N.
+        """
+        reduced, sketch = torch.empty(len(source), space.width), torch.empty(len(source), space.marks)
+        start = 0
+        for block in source.blocks(_at_once(source)):
+            here = slice(start, start := start + len(block.ids))
+            reduced[here], sketch[here] = space.see(block.rows)
+        if not len(source):
+            return cls.gather(source, space, reduced, sketch, torch.empty(0, dtype=torch.int64), 1)
+        centres = kmeans(reduced, min(count or usual_count(len(reduced)), len(reduced)), seed)
+        return cls.gather(source, space, reduced, sketch, assign(reduced, centres)[0], len(centres))
+
+    @classmethod
+    def gather(cls, source: Scan, space: Space, reduced: Tensor, sketch: Tensor, cluster: Tensor, count: int) -> Self:
+        """With a given assignment: reduced vectors, sketches and cluster (N,) of each row in the source's order."""
+        order = cluster.argsort(stable=True)
+        offsets = _offsets(cluster.bincount(minlength=count))
+        reduced, sketch = reduced[order], sketch[order]
+        whole = Whole.nothing(count, len(space.centre))
+        ids, start = [torch.empty(0, dtype=torch.int64)], 0
+        for block in source.blocks(_at_once(source)):
+            _add(whole, block, cluster[start : start + len(block.ids)], space, 1)
+            ids.append(block.ids.cpu())
+            start += len(block.ids)
+        gaussians = Gaussians.fit(_slices(offsets, reduced, sketch))
+        outside = _outside(whole.sums, gaussians.counts, space)
+        return cls(space, torch.cat(ids)[order], order, reduced, sketch, offsets, gaussians, whole, outside)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def counts(self) -> Tensor:
+        """(K,) int64, rows of each cluster."""
+        return self.gaussians.counts
+
+    @cached_property
+    def rms(self) -> float:
+        """The rows' root-mean-square distance from their mean, in all dimensions."""
+        apart = self.mean - self.space.centre.to(torch.float64)
+        return float((self.whole.squares.sum() / max(len(self), 1) - apart.square().sum()).clamp_min(0).sqrt())
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """(D,) float64, the rows' plain mean."""
+        return self.whole.sums.sum(0) / max(len(self), 1)
+
+    def of_rows(self) -> Tensor:
+        """(N,) int64, the cluster of each row."""
+        return torch.arange(len(self.counts)).repeat_interleave(self.counts)
+
+    def without(self, gone: Tensor, source: Scan) -> Self:
+        """The clusters less the rows with ``gone`` (N,) bool true, which are read from ``source``, still with them.
+
+        Moments equal those of clusters gathered afresh from the survivors: sums by exact subtraction,
+        reduced ones from memory, of the clusters that lost a row.
+        """
+        if not bool(gone.any()):
+            return self
+        cluster, kept = self.of_rows(), ~gone
+        counts = torch.bincount(cluster[kept], minlength=len(self.counts))
+        offsets = _offsets(counts)
+        reduced, sketch = self.reduced[kept], self.sketch[kept]
+        whole = Whole(*(part.clone() for part in self.whole))
+        for rows in gone.nonzero()[:, 0].split(_at_once(source)):
+            _add(whole, source.take(self.places[rows]), cluster[rows], self.space, -1)
+        whole.sums[counts == 0] = whole.squares[counts == 0] = 0.0
+        lost = cluster[gone].unique()
+        afresh = _outside(whole.sums[lost], counts[lost], self.space)
+        return replace(
+            self,
+            ids=self.ids[kept],
+            places=_renumbered(self.places, gone),
+            reduced=reduced,
+            sketch=sketch,
+            offsets=offsets,
+            gaussians=self.gaussians.but(lost, Gaussians.fit(_slices(offsets, reduced, sketch, lost))),
+            whole=whole,
+            outside=self.outside.index_copy(0, lost, afresh),
+        )
+
+
+def usual_count(rows: int) -> int:
+    """How many clusters so many rows are gathered in: one for 64, at most 1,024 or the root of their number."""
+    return max(1, min(rows // _ROWS_A_CLUSTER, max(_CLUSTERS, isqrt(rows))))
+
+
+def _at_once(source: Scan) -> int:
+    """How many full-size rows memory holds at a time."""
+    return max(1, BLOCK_ELEMENTS // row_elements(source.shape))
+
+
+def _offsets(counts: Tensor) -> Tensor:
+    """Where each cluster's rows begin, and where the last one's end."""
+    return torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+
+
+def _add(whole: Whole, rows: Block, cluster: Tensor, space: Space, sign: int) -> None:
+    """Add rows of clusters (n,) to the sums, or take them off, in place."""
+    exact = rows.rows.to("cpu", torch.float64)
+    whole.sums.index_add_(0, cluster, exact, alpha=sign)
+    squares = (exact - space.centre.to(torch.float64)).square().sum(1)
+    whole.squares.index_add_(0, cluster, squares, alpha=sign)
+
+
+def _slices(
+    offsets: Tensor, reduced: Tensor, sketch: Tensor, clusters: Tensor | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rows of each cluster, or of some, and their sketches."""
+    bounds = offsets.tolist()
+    for c in range(len(bounds) - 1) if clusters is None else clusters.tolist():
+        here = slice(bounds[c], bounds[c + 1])
+        yield reduced[here], sketch[here]
+
+
+def _outside(sums: Tensor, counts: Tensor, space: Space) -> Tensor:
+    """What the kernel does not see of the means of clusters: (K, D) float32, about the centre."""
+    mean = sums / counts.clamp_min(1)[:, None] - space.centre.to(torch.float64)
+    return space.outside(mean.masked_fill(counts[:, None] == 0, 0.0)).to(torch.float32)
+
+
+def _renumbered(places: Tensor, gone: Tensor) -> Tensor:
+    """The places of the rows that stay, once those that go have closed their gaps."""
+    before = torch.zeros(len(places), dtype=torch.int64)
+    before[places[gone]] = 1
+    kept = places[~gone]
+    return kept - before.cumsum(0)[kept]

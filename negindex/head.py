@@ -1,0 +1,157 @@
+"""One sample's answer from memory: the rows of some clusters weighed one by one, the other clusters in closed form."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from negindex.clusters import Clusters
+from negindex.gaussians import Told
+from negindex.kernel import squared_distances
+from negindex.partial import NEG_INF
+
+_NEGLIGIBLE = 1e-12  # share of the weight below which a row's outside part is not asked for
+_SUBTRACTED = 512  # of the rows weighed, so many heaviest count in float64: where few have all the weight, these do
+
+
+class Effort(NamedTuple):
+    """How much is looked at for one sample."""
+
+    weighed: int  # rows weighed from memory, in whole clusters
+    read: int  # rows read in full
+
+
+class Reading(NamedTuple):
+    """What the mean outside the kernel is made of: Σ row_weight outside(row) + Σ cluster_weight outside(cluster)."""
+
+    rows: Tensor  # (k,) int64, the rows to read in full, by their number in the clusters
+    row_weight: Tensor  # (k,) float64
+    cluster_weight: Tensor  # (K,) float64
+    mark: Tensor  # (m,) float64, sketch of the sum
+    lacking: Tensor  # (m,) float64, sketch of what it lacks because rows of opened clusters are not read
+
+
+class Head(NamedTuple):
+    """What memory says about E[x_0 | x_t], and which rows to read for the rest; weights are shares of the whole."""
+
+    log_read: Tensor  # () float64, log weight of the rows to read
+    log_unread: Tensor  # () float64, of rows weighed that are not to be read
+    log_tail: Tensor  # () float64, of clusters in closed form
+    inside: Tensor  # (d,) float64, the mean as the kernel sees it, about the centre
+    reading: Reading
+    named: Tensor  # (H,) int64, the heaviest rows, heaviest first, by their number in the clusters
+    log_weight: Tensor  # (H,) float64, theirs
+    tail: Tensor  # () float64, what closed clusters could be wrong about, a length in the rows' units
+
+    @property
+    def log_norm(self) -> Tensor:
+        """() float64, never less than the log of a part."""
+        return torch.logaddexp(torch.logaddexp(self.log_tail, self.log_unread), self.log_read)
+
+
+class Opened(NamedTuple):
+    """The rows of some clusters, weighed."""
+
+    clusters: Tensor  # (O,) int64, ascending
+    owner: Tensor  # (n,) int64, each row's place in ``clusters``
+    number: Tensor  # (n,) int64
+    rows: Tensor  # (n, d) float32
+    log_weight: Tensor  # (n,) float64; the heaviest are subtracted in float64, the others in float32
+    heaviest: Tensor  # (H,) int64, places of the heaviest, heaviest first
+
+
+def weigh(clusters: Clusters, query: Tensor, variance: Tensor, told: Told, effort: Effort, named: int) -> Head:
+    """Answer query (d,) float64 about the centre, variance () = h², given one sample's closed form of all clusters.
+
+    Inside the kernel the rows of opened clusters count exactly. Outside it the heaviest are to be read, the others
+    of their cluster contribute the plain mean of those unread, and closed clusters their mean.
+    Cost: ``effort.weighed`` distances, and as many products with d and with m numbers.
+    """
+    opened = choose(told, clusters.counts, effort.weighed, named)
+    seen = _weighed(clusters, query, variance, opened, max(effort.read, named))
+    log_closed = told.log_mass.index_fill(0, opened, NEG_INF)
+    log_tail = log_closed.logsumexp(0)
+    log_norm = torch.logaddexp(seen.log_weight.logsumexp(0), log_tail)
+    weight, closed = (seen.log_weight - log_norm).exp(), (log_closed - log_norm).exp()
+    inside = (weight.float() @ seen.rows).double() + closed @ told.mean
+
+    read = seen.heaviest[: effort.read]
+    read = read[weight[read] > _NEGLIGIBLE]
+    reading = _reading(clusters, seen, weight, read, closed)
+    most = (told.log_most - log_norm).clamp_max(0).exp().index_fill(0, opened, 0.0)
+    far = (told.mean - inside).square().sum(1) + (clusters.gaussians.mark - reading.mark).square().sum(1)
+    return Head(
+        log_read=seen.log_weight[read].logsumexp(0),
+        log_unread=log_norm + weight.index_fill(0, read, 0.0).sum().log(),
+        log_tail=log_tail,
+        inside=inside,
+        reading=reading,
+        named=seen.number[seen.heaviest[:named]],
+        log_weight=seen.log_weight[seen.heaviest[:named]],
+        tail=(most * (far + told.spread)).sum().sqrt(),  # the root of what they add to the second moment, at most
+    )
+
+
+def choose(told: Told, counts: Tensor, weighed: int, named: int) -> Tensor:
+    """Clusters to open, ascending: by what is at stake and by distance in turn, while their rows fit.
+
+    At stake is a cluster's part of the posterior's second moment, as the closed form has it. Where the kernel is so
+    narrow that normal clusters misjudge their mass, the distance finds the right ones. At least ``named`` rows.
+    """
+    mean = told.log_mass.softmax(0) @ told.mean
+    far = (told.mean - mean).square().sum(1) + told.spread
+    by_stake = (told.log_mass + far.log()).argsort(descending=True, stable=True).argsort()
+    by_distance = told.distance.argsort(stable=True).argsort()
+    turn = torch.minimum(2 * by_stake, 2 * by_distance + 1).argsort()
+    rows = counts[turn].cumsum(0)
+    fits = (rows <= weighed) | (rows - counts[turn] < named)
+    return turn[fits].sort().values
+
+
+def _weighed(clusters: Clusters, query: Tensor, variance: Tensor, opened: Tensor, heaviest: int) -> Opened:
+    """Weigh the rows of the opened clusters, at least the ``heaviest`` of them in float64."""
+    number, rows = _rows_of(clusters, opened)
+    heaviest = min(max(heaviest, _SUBTRACTED), len(rows))
+    near = torch.cdist(query.float()[None], rows, compute_mode="donot_use_mm_for_euclid_dist")[0]
+    log_weight = near.double().square() / (-2 * variance)
+    top = log_weight.topk(heaviest).indices
+    log_weight[top] = squared_distances(query[None], rows[top].double())[0] / (-2 * variance)
+    top = top[log_weight[top].argsort(descending=True, stable=True)]
+    owner = torch.arange(len(opened)).repeat_interleave(clusters.counts[opened])
+    return Opened(opened, owner, number, rows, log_weight, top)
+
+
+def _rows_of(clusters: Clusters, opened: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers and reduced vectors of the rows of the opened clusters; copied in runs, not row by row."""
+    if len(opened) == len(clusters.counts):
+        return torch.arange(len(clusters)), clusters.reduced
+    start, stop = clusters.offsets[opened].tolist(), clusters.offsets[opened + 1].tolist()
+    runs = list(zip(start, stop, strict=True))
+    numbers, rows = [torch.arange(a, b) for a, b in runs], [clusters.reduced[a:b] for a, b in runs]
+    return torch.cat(numbers), torch.cat(rows)
+
+
+def _reading(clusters: Clusters, seen: Opened, weight: Tensor, read: Tensor, closed: Tensor) -> Reading:
+    """Let the n - k unread rows of each opened cluster have their plain mean, by their share u of the weight.
+
+    That mean is (n mean - Σ read) / (n - k): the cluster's mean weighs u n / (n - k), and each row that is read
+    u / (n - k) less.
+    """
+    counts, marks = clusters.counts[seen.clusters], clusters.gaussians.mark
+    unread = weight.index_fill(0, read, 0.0)
+    share = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, seen.owner, unread)
+    each = share / (counts - seen.owner[read].bincount(minlength=len(counts))).clamp_min(1)
+    less, instead = each[seen.owner[read]], each * counts
+    row_weight, cluster_weight = weight[read] - less, closed.index_add(0, seen.clusters, instead)
+    owed = unread.index_copy(0, read, less)
+    heavy = (owed > _NEGLIGIBLE).nonzero()[:, 0]
+    owed_mark = owed[heavy].float() @ clusters.sketch.index_select(0, seen.number[heavy])
+    return Reading(
+        rows=seen.number[read],
+        row_weight=row_weight,
+        cluster_weight=cluster_weight,
+        mark=cluster_weight @ marks + row_weight @ clusters.sketch[seen.number[read]].double(),
+        lacking=owed_mark.double() - instead @ marks[seen.clusters],
+    )

@@ -1,0 +1,256 @@
+"""Head and tail: the rows that matter weighed one by one, the rest of a large set in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from math import inf
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from negindex.clusters import Clusters
+from negindex.exact import BLOCK_ELEMENTS, Scan
+from negindex.gaussians import Told
+from negindex.head import Effort, Head, weigh
+from negindex.kernel import Kernel
+from negindex.moments import Moments
+from negindex.near import Near
+from negindex.negatives import Negatives, Query, Reach, row_elements
+from negindex.noise import NoiseLevel
+from negindex.partial import NEG_INF, Heaviest, Origin, Partial
+from negindex.projection import Space, generator
+from negindex.trust import Trust
+
+EFFORTS = (Effort(1 << 14, 64), Effort(1 << 16, 256), Effort(1 << 18, 1024))
+USUAL = 1  # which of them answers where no error is asked for
+SCAN_ELEMENTS = 1 << 20  # a set of so few numbers is scanned: that takes about 10 ms
+_CENTRE_ROWS = 1024
+_CACHED = 1 << 18  # numbers
+_NEGLIGIBLE = 1e-9  # share of the weight below which a cluster's mean is left out, where that saves time
+
+
+class Mixture(Negatives):
+    """``source`` seen through one kernel in milliseconds, however many rows it has, with a stated error.
+
+    Efforts are tried from the cheapest up until the stated error is the one asked for; where the last one falls
+    short of it and k sets no limit, the source is scanned. So it is for every other kernel and where the set is
+    small. An answer is a scan's or a mixture's, never a mix of both. Immutable; the rows stay in the source.
+    """
+
+    def __init__(
+        self,
+        source: Scan,
+        clusters: Clusters,
+        trust: Trust,
+        *,
+        efforts: Sequence[Effort] = EFFORTS,
+        scan_elements: int = SCAN_ELEMENTS,
+    ) -> None:
+        """clusters: of all rows of ``source``, an immutable set. trust: learned with these efforts."""
+        self.source, self.clusters, self.trust = source, clusters, trust
+        self.efforts, self.scan_elements = tuple(efforts), scan_elements
+        self.shape, self.space = source.shape, source.space
+
+    @classmethod
+    def build(
+        cls,
+        source: Scan,
+        kernel: Kernel,
+        *,
+        efforts: Sequence[Effort] = EFFORTS,
+        scan_elements: int = SCAN_ELEMENTS,
+        seed: int = 0,
+    ) -> Self:
+        """Cluster the rows as the kernel sees them, and learn what closed forms are worth there.
+
+        Cost: two passes over the rows, k-means, and some thousand passes over the rows as the kernel sees them.
+        Memory: 4 (d + 64) + 16 bytes a row, 12 D bytes a cluster. The same under the same seed.
+        """
+        places = torch.randperm(len(source), generator=generator(seed))[:_CENTRE_ROWS]
+        centre = source.take(places).rows.to("cpu", torch.float64).sum(0) / max(len(places), 1)
+        clusters = Clusters.build(source, Space.of(kernel, centre, seed), seed)
+        trust = Trust.learn(clusters, source, efforts, seed)
+        return cls(source, clusters, trust, efforts=efforts, scan_elements=scan_elements)
+
+    def __len__(self) -> int:
+        return len(self.clusters)
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        return self.source.origins
+
+    @property
+    def kernel(self) -> Kernel:
+        """The kernel that is answered in milliseconds."""
+        return self.clusters.space.kernel
+
+    def answer(self, query: Query) -> Partial:
+        if query.kernel != self.kernel or len(self) * row_elements(self.shape) <= self.scan_elements:
+            return self.source.answer(query)
+        asked = (query.level.alpha > 0).nonzero()[:, 0]
+        if 0 < len(asked) == len(query.x_t):
+            told = self._modelled(query)
+        else:
+            told = self._plain(query)
+            told = _put(told, asked, self._modelled(_some(query, asked))) if len(asked) else told
+        missed = (told.error > (query.error or inf)).nonzero()[:, 0]
+        if len(missed) and query.k is None:
+            told = _put(told, missed, self.source.answer(_some(query, missed)).to("cpu"))
+        return told.to(query.x_t.device)
+
+    def nearest(self, reach: Reach) -> Near:
+        return self.source.nearest(reach)
+
+    def moments(self) -> Moments:
+        return Moments(len(self), self.clusters.mean, self.clusters.rms**2 * len(self))
+
+    def digests(self) -> dict[int, str]:
+        return self.source.digests()
+
+    def holds(self, digests: Collection[str]) -> set[str]:
+        return self.source.holds(digests)
+
+    def without(self, digests: Collection[str]) -> Mixture:
+        gone = self.source.holds(digests)
+        if not gone:
+            return self
+        ids = [row_id for row_id, digest in self.source.digests().items() if digest in gone]
+        return self.over(self.source.without(digests), ids)
+
+    def over(self, survivors: Scan, gone: Sequence[int]) -> Mixture:
+        """The mixture over what is left of the source, in its order, once the rows with the ids ``gone`` are out.
+
+        Cost: the rows that left are read once, and the moments of their clusters are made again from memory.
+        """
+        left = torch.isin(self.clusters.ids, torch.tensor(gone, dtype=torch.int64))
+        clusters = self.clusters.without(left, self.source)
+        return Mixture(survivors, clusters, self.trust, efforts=self.efforts, scan_elements=self.scan_elements)
+
+    def close(self) -> None:
+        self.source.close()
+
+    def _plain(self, query: Query) -> Partial:
+        """The answer to pure noise: the plain mean, without a search."""
+        batch = len(query.x_t)
+        named = self.clusters.ids[: query.named]
+        ids, log_weight = _filled(named, torch.zeros(len(named), dtype=torch.float64), query.named)
+        nothing = torch.full((batch,), NEG_INF, dtype=torch.float64)
+        return self._partial(
+            log_norm=torch.full_like(nothing, len(self)).log(),
+            mean=self.clusters.mean.repeat(batch, 1),
+            log_tail=nothing,
+            log_unread=nothing,
+            error=torch.zeros_like(nothing),
+            ids=ids.repeat(batch, 1),
+            log_weight=log_weight.repeat(batch, 1),
+        )
+
+    def _modelled(self, query: Query) -> Partial:
+        """Head and tail of every sample; then the rows that they need, read once for all of them."""
+        points, variance = self.clusters.space.place(query.y), query.kernel.variance(query.level)
+        told = self.clusters.gaussians.seen_from(points, variance)
+        heads, errors = [], []
+        for b, s in enumerate(query.level.s.tolist()):
+            head, error = self._head(query, points[b], variance[b], told.about(b), s)
+            heads.append(head)
+            errors.append(error)
+        named = [_filled(self.clusters.ids[head.named], head.log_weight, query.named) for head in heads]
+        return self._partial(
+            log_norm=torch.stack([head.log_norm for head in heads]),
+            mean=self._mean(heads),
+            log_tail=torch.stack([head.log_tail for head in heads]),
+            log_unread=torch.stack([head.log_unread for head in heads]),
+            error=torch.tensor(errors, dtype=torch.float64),
+            ids=torch.stack([ids for ids, _ in named]),
+            log_weight=torch.stack([log_weight for _, log_weight in named]),
+        )
+
+    def _head(self, query: Query, point: Tensor, variance: Tensor, told: Told, s: float) -> tuple[Head, float]:
+        """Of the efforts, the cheapest that reaches the error asked for, or the last; and its stated error."""
+        tried = range(len(self.efforts)) if query.error is not None else [min(USUAL, len(self.efforts) - 1)]
+        for number in tried:
+            effort = self.efforts[number]._replace(read=query.k or self.efforts[number].read)
+            head = weigh(self.clusters, point, variance, told, effort, query.named)
+            error = self.trust.error(head, s, number, self.clusters.rms)
+            if query.error is not None and error <= query.error:
+                break
+        return head, error
+
+    def _mean(self, heads: Sequence[Head]) -> Tensor:
+        """(B, D) float64: inside the kernel as the heads say, outside it of the rows read and of clusters' means."""
+        clusters, space = self.clusters, self.clusters.space
+        readings = [head.reading for head in heads]
+        rows, place = torch.cat([reading.rows for reading in readings]).unique(return_inverse=True)
+        owner = torch.arange(len(heads)).repeat_interleave(torch.tensor([len(reading.rows) for reading in readings]))
+        weight = torch.zeros(len(heads), len(rows), dtype=torch.float64)
+        weight[owner, place] = torch.cat([reading.row_weight for reading in readings])
+        inside = torch.stack([head.inside for head in heads]) - weight @ clusters.reduced[rows].double()
+        shares = torch.stack([reading.cluster_weight for reading in readings]).float()
+        some = (shares > _NEGLIGIBLE).any(0).nonzero()[:, 0]
+        few = 4 * len(some) < len(clusters.outside)  # where noise is low; copying more would cost more than it saves
+        mean = space.raised(inside) + (shares[:, some] @ clusters.outside[some] if few else shares @ clusters.outside)
+        for some in torch.arange(len(rows)).split(max(1, BLOCK_ELEMENTS // len(space.centre))):
+            read = self.source.take(clusters.places[rows[some]]).rows.to("cpu")
+            _add_weighted(mean, weight[:, some].float(), read, space.centre)
+        return mean.double() + space.centre
+
+    def _partial(
+        self,
+        log_norm: Tensor,
+        mean: Tensor,
+        log_tail: Tensor,
+        log_unread: Tensor,
+        error: Tensor,
+        ids: Tensor,
+        log_weight: Tensor,
+    ) -> Partial:
+        return Partial(
+            log_norm=log_norm,
+            mean=mean.reshape(-1, *self.shape),
+            log_tail=log_tail,
+            log_unread=log_unread,
+            error=error,
+            heaviest=Heaviest(torch.zeros_like(ids), ids, log_weight),
+            count=len(self),
+            kernel=self.kernel,
+            origins=self.origins,
+        )
+
+
+def _add_weighted(total: Tensor, weight: Tensor, rows: Tensor, centre: Tensor) -> None:
+    """Add weight (B, n) @ (rows (n, D) - centre) to the total (B, D) float32, as much at a time as a cache holds."""
+    at_once = max(1, _CACHED // len(centre))
+    for some, share in zip(rows.split(at_once), weight.split(at_once, 1), strict=True):
+        total.addmm_(share, some.to(torch.float32) - centre)
+
+
+def _filled(ids: Tensor, log_weight: Tensor, places: int) -> tuple[Tensor, Tensor]:
+    """Ids and log-weights of some rows, with -1 and -inf in the places left over."""
+    left_over = (0, places - len(ids))
+    return pad(ids, left_over, value=-1), pad(log_weight, left_over, value=NEG_INF)
+
+
+def _some(query: Query, samples: Tensor) -> Query:
+    """The query about some samples (n,) of its batch."""
+    level = NoiseLevel(query.level.alpha[samples], query.level.sigma[samples])
+    return replace(query, x_t=query.x_t[samples.to(query.x_t.device)], level=level)
+
+
+def _put(told: Partial, samples: Tensor, part: Partial) -> Partial:
+    """The answers with those of ``part`` in the places of some samples (n,)."""
+
+    def put(one: Tensor, other: Tensor) -> Tensor:
+        return one.index_copy(0, samples, other)
+
+    return replace(
+        told,
+        log_norm=put(told.log_norm, part.log_norm),
+        mean=put(told.mean, part.mean),
+        log_tail=put(told.log_tail, part.log_tail),
+        log_unread=put(told.log_unread, part.log_unread),
+        error=put(told.error, part.error),
+        heaviest=Heaviest(*map(put, told.heaviest, part.heaviest)),
+    )

@@ -1,0 +1,69 @@
+"""Sets with the structure that mixtures live on, and the exact sums that their answers are held against."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+from worlds import seeded
+
+from negindex import Exact, Kernel, NoiseLevel, Partial
+from negindex.projection import principal_directions
+
+SHAPE, D = (1, 8, 8), 64
+LEVELS = (0.2, 1.0, 3.0, 10.0, 30.0)
+
+
+def rows(count: int, seed: int = 0, groups: int = 20) -> Tensor:
+    """(count, 1, 8, 8) float16: curved groups of different size and heavy tails, and something white."""
+    shape, random = seeded(7), seeded(seed)
+    spectrum = torch.arange(1, D + 1, dtype=torch.float64).pow(-0.6)
+    centres = 3 * torch.randn(groups, D, generator=shape, dtype=torch.float64) * spectrum
+    ways = torch.randn(groups, 4, D, generator=shape, dtype=torch.float64) * spectrum
+    bend = torch.randn(groups, D, generator=shape, dtype=torch.float64) * spectrum / 2
+    share = torch.rand(groups, generator=shape) + 0.1
+    group = torch.multinomial(share, count, replacement=True, generator=random)
+    along = torch.randn(count, 4, generator=random, dtype=torch.float64)
+    along = along / torch.rand(count, 1, generator=random, dtype=torch.float64).add(0.1).sqrt()
+    made = centres[group] + torch.einsum("nl,nld->nd", along, ways[group]) + (along[:, :1].square() - 1) * bend[group]
+    made = made + 0.1 * torch.randn(count, D, generator=random, dtype=torch.float64)
+    return made.half().reshape(count, *SHAPE)
+
+
+def principal(given: Tensor, width: int) -> Tensor:
+    """(width, D) float64, the leading directions of the rows."""
+    flat = given.flatten(1).float()
+    return principal_directions(flat - flat.mean(0), torch.full((len(flat),), 1 / len(flat)), width, 0)
+
+
+def kernel(given: Tensor, width: int = 12) -> Kernel:
+    """A projection of the rows and temperatures that leave some ten rows with weight."""
+    return Kernel([(0.2, 64.0), (1.0, 3.0), (3.0, 1.0)], principal(given, width))
+
+
+def noised(clean: Tensor, s: float, seed: int) -> Tensor:
+    return clean.double() + s * torch.randn(clean.shape, generator=seeded(seed), dtype=torch.float64)
+
+
+def scanned(given: Tensor, x: Tensor, s: float, kernel: Kernel) -> Partial:
+    return Exact(given).posterior(x, NoiseLevel(1.0, s), kernel=kernel)
+
+
+def rms(given: Tensor) -> float:
+    return Exact(given).moments().rms
+
+
+def off(told: Partial, true: Partial, radius: float) -> Tensor:
+    """(B,) the true error, in the unit of the stated one."""
+    return (told.mean - true.mean).flatten(1).norm(dim=1) / radius
+
+
+@functools.cache
+def many() -> Tensor:
+    return rows(4000)
+
+
+@functools.cache
+def fresh() -> Tensor:
+    return rows(40, seed=1)
