@@ -39,6 +39,7 @@ class HeldOut:
 
     x: Tensor  # (Q, d) float32, as the widest projection sees it
     e: Tensor  # (Q, d) float32
+    whole: Tensor  # (Q, 3) float64, ||x||², <x, e>, ||e||² in all dimensions
     wanted: Tensor  # (Q, t) float32, x in the numbers that errors are summed over
     clean: Tensor  # (Q, N) float32, <x, z>
     noise: Tensor  # (Q, N) float32, <e, z>
@@ -63,6 +64,7 @@ class HeldOut:
         made = cls(
             x=x @ inside,
             e=e @ inside,
+            whole=torch.stack([(a.double() * b).sum(1) for a, b in ((x, x), (x, e), (e, e))], 1),
             wanted=x @ columns,
             clean=torch.empty(len(x), len(rows)),
             noise=torch.empty(len(x), len(rows)),
@@ -97,18 +99,37 @@ class HeldOut:
             )
         if bool(some.all()):
             return replace(self, rms=rms)
-        held = {f.name: getattr(self, f.name)[some] for f in fields(self)[:6]}
+        held = {f.name: getattr(self, f.name)[some] for f in fields(self)[:7]}
         return replace(self, rms=rms, **held)
 
     def distances(self, s: float, width: int | None) -> Tensor:
         """||P (y - z)||² less the least of them, (Q, N) float32, inf for rows left out; None: in all dimensions."""
+        near = self._shifted(s, width)
+        return near.sub_(near.amin(1, keepdim=True))
+
+    def log_means(self, s: float, width: int | None, variance: float) -> Tensor:
+        """(Q,) float64: the log of the mean kernel value, log_norm - log N over the rows not left out.
+
+        Of the squared distances, some 1e-7 is lost: nothing beside how far these values scatter.
+        """
+        near, shift = self._shifted(s, width), self._lengths(s, width)
+        values = near.div_(-2 * variance).logsumexp(1).double() - shift / (2 * variance)
+        return values - self.kept.sum(1).log()
+
+    def _shifted(self, s: float, width: int | None) -> Tensor:
+        """||P (y - z)||² - ||P y||², (Q, N) float32, inf for rows left out."""
         if width is None:
             near = self.norms - 2 * (self.clean + s * self.noise)
         else:
             rows, query = self.reduced[:, :width], self.x[:, :width] + s * self.e[:, :width]
             near = torch.addmm(rows.square().sum(1), query, rows.T, alpha=-2)
-        near.masked_fill_(~self.kept, inf)
-        return near.sub_(near.amin(1, keepdim=True))
+        return near.masked_fill_(~self.kept, inf)
+
+    def _lengths(self, s: float, width: int | None) -> Tensor:
+        """||P y||², (Q,) float64."""
+        if width is None:
+            return self.whole @ torch.tensor([1, 2 * s, s * s], dtype=torch.float64)
+        return (self.x[:, :width] + s * self.e[:, :width]).double().square().sum(1)
 
     def predict(self, distances: Tensor, variance: float) -> Predicted:
         """Each held-out row as the weighted mean of the others; variance = h², inf for the plain mean."""

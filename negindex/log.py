@@ -11,7 +11,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, get_type_hints
 
@@ -51,7 +51,7 @@ class Record:
 
     def to_json(self) -> str:
         """Sorted keys, no spaces: the same text for the same record."""
-        return canonical(asdict(self))
+        return canonical(vars(self))  # dataclasses.asdict would copy every number
 
     @classmethod
     def from_json(cls, text: str) -> Record:

@@ -9,6 +9,7 @@ from negindex.sampler.guard import Guard, guard
 from negindex.sampler.png import read_receipt, save_image
 from negindex.sampler.reference import Away, make_reference
 from negindex.sampler.rules import MeanDiscrepancy, Rule, SafeDenoising, Spell, View, paired
+from negindex.sampler.triggers import TriggerShare
 from negindex.sampler.vae import VaeEncoder, encoder_of
 from negindex.sampler.windows import Between, Fraction, Moment, Timesteps, Window
 
@@ -36,6 +37,7 @@ __all__ = [
     "Spell",
     "Threshold",
     "Timesteps",
+    "TriggerShare",
     "VaeEncoder",
     "View",
     "Window",

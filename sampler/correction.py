@@ -58,8 +58,9 @@ class Correction:
         if self.reference is None and self.gate is None and (self.rule is None or needs_odds(self.rule)):
             raise NothingToCompareWith(
                 "a guard with nothing to compare with: how near is near enough is unknown. Give reference=... "
-                "(benign images in the same space: the best remedy), calibrate the set and use a gate that its "
-                "held-out rows set, or name a gate, such as gate=Threshold(...); rule=Spell(radius) needs none"
+                "(benign images in the same space: the best remedy), calibrate a gate on the set's own held-out rows "
+                "(gate=TriggerShare.learned(negatives, 0.95)), or name one, such as gate=Threshold(...); "
+                "rule=Spell(radius) needs none"
             )
         if self.gate is None and self.reference is not None:
             object.__setattr__(self, "gate", Ratio(self.reference, self.prior))
