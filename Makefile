@@ -10,9 +10,7 @@ BIN := $(CURDIR)/.venv/bin
 READY := .venv/.ready
 DEBIAN_PACKAGES := dataset-fashion-mnist
 WHEEL := $(CURDIR)/build/installed
-PYTEST := $(BIN)/pytest -n 2 --dist loadfile  # two processes of one thread each, a file's tests in one
 export OMP_WAIT_POLICY := PASSIVE
-test test-wheel check-long: export OMP_NUM_THREADS := 1
 
 .PHONY: setup demo lint test test-wheel test-services check-long clean
 
@@ -34,7 +32,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 test: lint
-	$(PYTEST) -m "not long and not services"
+	$(BIN)/pytest -m "not long and not services"
 
 test-wheel: setup
 	rm -rf build
@@ -42,7 +40,7 @@ test-wheel: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(WHEEL) build/wheel/*.whl
 	cd $(WHEEL) && MYPYPATH=$(WHEEL) $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p negindex
 	cp -r tests README.md CHANGELOG.md docs pyproject.toml $(WHEEL)/..
-	cd build && PYTHONPATH=$(WHEEL) $(PYTEST) -m "not long and not services" tests
+	cd build && PYTHONPATH=$(WHEEL) $(BIN)/pytest -m "not long and not services" tests
 
 test-services: setup
 	apt-get update -qq
@@ -50,8 +48,7 @@ test-services: setup
 	$(BIN)/pytest -m services tests
 
 check-long: setup
-	$(BIN)/pytest -m long tests/test_bench_takedown.py  # alone: it compares times
-	$(PYTEST) --dist load -m long tests --ignore tests/test_bench_takedown.py
+	$(BIN)/pytest -m long tests
 
 clean:
 	rm -rf .venv build demo *.egg-info
