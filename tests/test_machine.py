@@ -44,6 +44,7 @@ def test_any_order_of_operations_gives_what_dictionaries_give(tmp_path, seed):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)  # half a minute on a free core
 @pytest.mark.parametrize("seed", range(100, 300))
 def test_any_order_of_operations_gives_what_dictionaries_give_at_length(tmp_path, seed):
     run(tmp_path, seed, 5000)
