@@ -181,7 +181,7 @@ def test_what_is_refused_is_refused_before_anything_is_attached(error, options):
 
 
 def test_nothing_to_compare_with_names_its_three_remedies():
-    with pytest.raises(NothingToCompareWith, match=r"reference=.*calibrate the set.*gate=Threshold"):
+    with pytest.raises(NothingToCompareWith, match=r"reference=.*calibrate a gate.*TriggerShare.*gate=Threshold"):
         guard(tiny(), UNSAFE)
 
 
