@@ -1,7 +1,7 @@
 # make setup          the virtual environment, from pins
 # make demo           the main job on real images, and a check of its figures
 # make test           lint, types, tests (needs nothing but Python 3.11 and pip)
-# make test-wheel     the same tests and types against the built wheel, from another directory
+# make test-wheel     types, and the same tests but the slowest, against the built wheel, from another directory
 # make test-services  tests on data and servers from Debian packages; installs them with apt-get (root)
 # make check-long     checks of minutes rather than seconds: the demo's weights trained anew
 
@@ -10,6 +10,7 @@ BIN := $(CURDIR)/.venv/bin
 READY := .venv/.ready
 DEBIAN_PACKAGES := dataset-fashion-mnist
 WHEEL := $(CURDIR)/build/installed
+SLOWEST := machine crash crash_claims faults isolation backup pipelines branches families calibration mixture
 export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: setup demo lint test test-wheel test-services check-long clean
@@ -40,7 +41,7 @@ test-wheel: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(WHEEL) build/wheel/*.whl
 	cd $(WHEEL) && MYPYPATH=$(WHEEL) $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p negindex
 	cp -r tests README.md CHANGELOG.md docs pyproject.toml $(WHEEL)/..
-	cd build && PYTHONPATH=$(WHEEL) $(BIN)/pytest -m "not long and not services" tests
+	cd build && PYTHONPATH=$(WHEEL) $(BIN)/pytest -m "not long and not services" tests $(SLOWEST:%=--ignore=tests/test_%.py)
 
 test-services: setup
 	apt-get update -qq
