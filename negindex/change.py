@@ -73,12 +73,7 @@ class Change:
         refused = self._ids(f"{_SOME} AND added IS NULL AND withdrawn IS NULL AND NOT {_HAS_OPEN}")
         self._set(entering, "added = ?", self.version)
         self._set(leaving + refused, "withdrawn = ?", self.version)
-        self._choose(entering)
-        self._db.execute(
-            f"""UPDATE segments SET first = coalesce(first, ?1), last = ?1
-                WHERE segment IN (SELECT segment FROM rows WHERE {_SOME})""",
-            (self.version,),
-        )
+        self._mark_files(entering)
         self._note("entered", entering)
         self._note("left", leaving)
 
@@ -86,12 +81,9 @@ class Change:
         """Forget rows: what they were and where they lay. Their files are replaced by the caller."""
         self._choose(ids)
         self._note("left", self._ids(f"{_SOME} AND added IS NOT NULL AND withdrawn IS NULL"))
-        self._db.execute("DELETE FROM thumbnails WHERE row IN (SELECT id FROM temp.some)")
+        self._take_traces()
         self._db.execute(
-            f"""UPDATE rows SET source_key = NULL, label = NULL, sha256 = NULL, image_sha256 = NULL, pdq = NULL,
-                quality = NULL, salt = NULL, segment = NULL, place = NULL, withdrawn = coalesce(withdrawn, ?1),
-                erased = ?1 WHERE {_SOME}""",
-            (self.version,),
+            f"UPDATE rows SET withdrawn = coalesce(withdrawn, ?1), erased = ?1 WHERE {_SOME}", (self.version,)
         )
         self._db.execute(
             "UPDATE claim_rows SET closed = ? WHERE closed IS NULL AND row IN (SELECT id FROM temp.some)",
@@ -110,11 +102,7 @@ class Change:
         as outstanding, for a restore to record.
         """
         self._choose(rows)
-        self._db.execute("DELETE FROM thumbnails WHERE row IN (SELECT id FROM temp.some)")
-        self._db.execute(
-            f"""UPDATE rows SET source_key = NULL, label = NULL, sha256 = NULL, image_sha256 = NULL, pdq = NULL,
-                quality = NULL, salt = NULL, segment = NULL, place = NULL WHERE {_SOME}"""
-        )
+        self._take_traces()
         for claim in claims:
             self._take_words(claim)
         for what, taken in (("row", rows), ("claim", claims)):
@@ -256,12 +244,7 @@ class Change:
 
     def finish(self) -> None:
         """Write the record, its notes, the tree and the checkpoint."""
-        record = self._record()
-        root = Tree(Nodes(self._db), self.version).append(record.to_json().encode()).hex()
-        self._db.execute(
-            "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (self.version, self.at, self.action, self._claim, record.changed, record.in_force, record.to_json(), root),
-        )
+        root = self._write(self._record())
         for table, (salt, body) in self._kept.items():
             self._db.execute(f"INSERT INTO {table} VALUES (?, ?, ?)", (self.version, salt, canonical(body)))
         if self._key is not None:
@@ -269,6 +252,16 @@ class Change:
             self._db.execute(
                 "INSERT INTO checkpoints VALUES (?, ?, ?)", (self.version, signed.signature, signed.public_key)
             )
+
+    def _write(self, record: Record) -> str:
+        """Put a record into the log and its tree; returns the log's root, hex."""
+        said = record.to_json()
+        root = Tree(Nodes(self._db), self.version).append(said.encode()).hex()
+        self._db.execute(
+            "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (self.version, record.at, record.action, record.claim, record.changed, record.in_force, said, root),
+        )
+        return root
 
     def _record(self) -> Record:
         said = {"notes": self.note.body(), "persons": dict(self.note.person)}
@@ -309,6 +302,23 @@ class Change:
         return root_of(left) if left else ""
 
     # -- inside ----------------------------------------------------------------------------
+
+    def _mark_files(self, entered: Sequence[int]) -> None:
+        """Files know the versions at which their rows came into force."""
+        self._choose(entered)
+        self._db.execute(
+            f"""UPDATE segments SET first = coalesce(first, ?1), last = ?1
+                WHERE segment IN (SELECT segment FROM rows WHERE {_SOME})""",
+            (self.version,),
+        )
+
+    def _take_traces(self) -> None:
+        """Of the chosen rows, take away what they were and where they lay."""
+        self._db.execute("DELETE FROM thumbnails WHERE row IN (SELECT id FROM temp.some)")
+        self._db.execute(
+            f"""UPDATE rows SET source_key = NULL, label = NULL, sha256 = NULL, image_sha256 = NULL, pdq = NULL,
+                quality = NULL, salt = NULL, segment = NULL, place = NULL WHERE {_SOME}"""
+        )
 
     def _choose(self, ids: Iterable[int]) -> None:
         self._db.execute("DELETE FROM temp.some")

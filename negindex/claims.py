@@ -6,7 +6,6 @@ regime; what it tells of persons lies apart, is shown only when it is asked for,
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -24,6 +23,7 @@ from negindex.regimes import Regime
 from negindex.schema import CLOSED, LIVE
 from negindex.states import ClaimRecord, Note, Provenance
 from negindex.store import Store
+from negindex.text import comparable
 
 Fields = Mapping[str, Any]
 
@@ -356,7 +356,7 @@ class Claims:
                 raise NotAllowed(f"claim {claim} has the hold {found.hold!r}; there is nothing to {action}")
             second = (action, found.hold) in (("hold", "asked"), ("release", "release-asked"))
             asked = [event.by for event in self._history(claim) if event.action in ("hold", "release")]
-            if second and _person(asked[-1]) == _person(by):
+            if second and comparable(asked[-1]) == comparable(by):
                 raise NotAllowed(f"{by} asked for this {action}; another person has to agree")
             self._write_step(claim, action, None, Note(reason, by), ways[found.hold])
         return self.show(claim)
@@ -420,11 +420,6 @@ class Claims:
             raise InvalidInput("a claim on nothing; give rows, source keys or hashes")
         if rules.storage == "hash-only" and (rows or keys):
             raise NotAllowed(f"regime {rules.name} allows no copy of the content; give hashes alone")
-
-
-def _person(name: str) -> str:
-    """A name made comparable."""
-    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
 
 
 def _hash(text: str) -> tuple[str, str]:

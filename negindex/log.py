@@ -96,6 +96,15 @@ def count(runs: Ranges) -> int:
     return sum(last - first + 1 for first, last in runs)
 
 
+def ids(runs: Ranges) -> list[int]:
+    """The ids that runs stand for, ascending.
+
+    >>> ids(((1, 3), (7, 7)))
+    [1, 2, 3, 7]
+    """
+    return [i for first, last in runs for i in range(first, last + 1)]
+
+
 def canonical(value: Any) -> str:
     """JSON with one spelling for one value."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

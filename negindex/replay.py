@@ -10,11 +10,10 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from negindex.change import Change, Nodes
+from negindex.change import Change
 from negindex.errors import Damaged, NotAllowed, NotThere
 from negindex.keys import Key
-from negindex.log import Ranges, Record
-from negindex.merkle import Tree
+from negindex.log import Record, ids
 from negindex.schema import IN_HOUSE, LIVE
 from negindex.states import Meta, Note
 
@@ -65,11 +64,6 @@ def later(records: Sequence[Record], old: Sequence[Record]) -> list[Record]:
         found.append(record)
         before = record
     return found
-
-
-def ids(runs: Ranges) -> list[int]:
-    """The ids that runs stand for, ascending."""
-    return [i for first, last in runs for i in range(first, last + 1)]
 
 
 def bytes_gone(records: Iterable[Record]) -> set[int]:
@@ -148,23 +142,6 @@ class Replay(Change):
         named = [i for (i,) in self._db.execute(sql, (record.claim, self.version))]
         self._choose([*named, *ids(record.unlinked)])
         self._leave(self._ids(f"id IN {_SOME} AND added IS NULL AND withdrawn IS NULL AND {_NOT_OPEN}"))
-
-    def _mark_files(self, entered: Sequence[int]) -> None:
-        """Files know the versions at which their rows came into force."""
-        self._choose(entered)
-        self._db.execute(
-            f"""UPDATE segments SET first = coalesce(first, ?1), last = ?1
-                WHERE segment IN (SELECT segment FROM rows WHERE id IN {_SOME})""",
-            (self.version,),
-        )
-
-    def _write(self, record: Record) -> None:
-        said = record.to_json()
-        root = Tree(Nodes(self._db), self.version).append(said.encode()).hex()
-        self._db.execute(
-            "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (self.version, record.at, record.action, record.claim, record.changed, record.in_force, said, root),
-        )
 
 
 def bring_up(

@@ -8,7 +8,6 @@ way ever after (but for the regimes' own files, whose clocks it goes by).
 from __future__ import annotations
 
 import json
-import unicodedata
 from calendar import monthrange
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,9 +21,10 @@ from negindex.claims import Claim
 from negindex.clocks import in_utc, zone_named
 from negindex.collection import Collection
 from negindex.errors import InvalidInput, NotAllowed
-from negindex.log import Ranges, Record, count
+from negindex.log import Record, count, ids
 from negindex.regimes import Regime
 from negindex.schema import CLOSED, IN_HOUSE, LIVE
+from negindex.text import comparable
 
 __all__ = ["REASONS", "Counts", "Late", "Period", "RowCounts", "Summary", "statement_of_reasons", "summary"]
 
@@ -109,8 +109,7 @@ def _repeated(rules: Regime, told: Mapping[str, Any], person: Mapping[str, Any])
 
 def _texts(value: Any) -> list[str]:
     """A value's texts, made comparable."""
-    items = value if isinstance(value, list | tuple) else [value]
-    return [" ".join(unicodedata.normalize("NFKC", str(item)).casefold().split()) for item in items]
+    return [comparable(str(item)) for item in (value if isinstance(value, list | tuple) else [value])]
 
 
 def _first_in_force(claim: Claim) -> int:
@@ -317,12 +316,12 @@ def _lives(records: Sequence[Record]) -> list[_Life]:
     lives: dict[int, _Life] = {}
     gone: set[int] = set()
     for record in records:
-        at, unlinked, erased = _when(record), _ids(record.unlinked), _ids(record.erased)
+        at, unlinked, erased = _when(record), set(ids(record.unlinked)), set(ids(record.erased))
         gone |= erased
         if record.claim is not None:
             life = lives.setdefault(record.claim, _Life(record.claim, str(record.regime)))
             life.steps.append((str(record.state), at))
-            life.linked = (life.linked | _ids(record.linked)) - unlinked
+            life.linked = (life.linked.union(ids(record.linked))) - unlinked
             life.ever |= life.linked
         elif unlinked:  # a withdrawal that closes several in-house claims
             for life in lives.values():
@@ -378,10 +377,6 @@ def _rows(records: Sequence[Record], period: Period) -> RowCounts:
 
 def _when(record: Record) -> datetime:
     return datetime.fromisoformat(record.at)
-
-
-def _ids(runs: Ranges) -> set[int]:
-    return {i for first, last in runs for i in range(first, last + 1)}
 
 
 def _hours(span: timedelta) -> float:

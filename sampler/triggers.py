@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import log
 
 import torch
@@ -99,16 +100,17 @@ class TriggerShare:
 
     def _thresholds(self, s: Tensor, variance: Tensor) -> Tensor:
         """(B,) float64, -inf for pure noise. The lines of the first and last two levels go on beyond them."""
-        at, scaled = torch.tensor(self._lines, dtype=torch.float64).T.contiguous()
+        at, scaled = self._lines
         place = torch.searchsorted(at, s.square()).clamp(1, len(at) - 1)
         slope = (scaled[place] - scaled[place - 1]) / (at[place] - at[place - 1])
         line = scaled[place] + slope * (s.square() - at[place])
         return torch.where(s.isfinite(), line / variance, NEG_INF)
 
-    @property
-    def _lines(self) -> list[tuple[float, float]]:
-        """(s², h² times the threshold) of each level."""
-        return [(s * s, float(self.kernel.variance(NoiseLevel(1.0, s))) * value) for s, value in self.levels]
+    @cached_property
+    def _lines(self) -> tuple[Tensor, Tensor]:
+        """s² and h² times the threshold of each level, float64."""
+        s, values = torch.tensor(self.levels, dtype=torch.float64).T.contiguous()
+        return s.square(), self.kernel.variance(NoiseLevel(torch.ones_like(s), s)) * values
 
     def __str__(self) -> str:
         return f"trigger share {self.share:g}, eta {self.eta:g}, without a reference"

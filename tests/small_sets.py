@@ -3,6 +3,15 @@
 import numpy as np
 
 SHAPE = (2, 3)
+NOTICE = {  # what the DMCA asks of one
+    "signature": "Jane Roe",
+    "work": "a painting",
+    "material": "row a",
+    "contact": "1 Main Street",
+    "good_faith": "yes",
+    "accuracy": "yes",
+    "authority": "yes",
+}
 
 
 def rows(count, seed=0):

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_sets import rows, state
+from small_sets import NOTICE, rows, state
 
 from negindex import Collection, alike
 from negindex.alike import MIN_QUALITY, Likeness, among
@@ -16,15 +16,6 @@ from negindex.hamming import NEAR
 from negindex.states import Provenance
 from negindex.tools.cli import main
 
-NOTICE = {
-    "signature": "Jane Roe",
-    "work": "a painting",
-    "material": "row a",
-    "contact": "1 Main Street",
-    "good_faith": "yes",
-    "accuracy": "yes",
-    "authority": "yes",
-}
 LOW = MIN_QUALITY - 1
 
 

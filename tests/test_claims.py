@@ -5,7 +5,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from small_sets import rows
+from small_sets import NOTICE, rows
 
 import negindex
 from negindex import Collection
@@ -20,15 +20,6 @@ from negindex.errors import (
 )
 from negindex.states import Provenance
 
-NOTICE = {
-    "signature": "Jane Roe",
-    "work": "a painting",
-    "material": "row a",
-    "contact": "1 Main Street",
-    "good_faith": "yes",
-    "accuracy": "yes",
-    "authority": "yes",
-}
 COUNTER = {
     "counter_signature": "John Doe",
     "counter_material": "row a",

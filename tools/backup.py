@@ -14,6 +14,7 @@ from negindex.tools.options import AS_JSON, BY, KEY, REASON, SET, open_key_if_an
 
 if TYPE_CHECKING:
     from negindex import Collection
+    from negindex.log import Record
 
 _PATH = click.Path(path_type=Path)
 
@@ -102,33 +103,34 @@ def restore(
 
     key = open_key_if_any(key_file)
     collection = Collection.restore(backup_path, set_path, log=log, key=key, by=by, reason=reason)
-    newest = collection.log(collection.newest().version)[0]
+    newest, bare = collection.log(collection.newest().version)[0], _bare(collection)
     said = {
         "set": str(set_path),
         "version": newest.version,
         "rows_in_force": newest.in_force,
         "rows_lost": newest.dropped,
         "rows_erased": newest.erased,
-        "claims_without_content": _bare(collection),
+        "claims_without_content": bare,
         "outstanding": [one._asdict() for one in collection.outstanding()],
     }
     if as_json:
         click.echo(json.dumps(said, ensure_ascii=False))
     else:
         click.echo(f"{set_path}: version {newest.version}, {newest.in_force} rows in force")
-    _warn(collection, said, log)
+    _warn(collection, newest, bare, with_log=log is not None)
 
 
 def _bare(collection: Collection) -> list[int]:
     """Claims that are open and name nothing any more, or nothing yet."""
-    shown = [collection.claims.show(one.claim) for one in collection.claims.every()]
-    closed = ("withdrawn", "erased")
-    return [one.number for one in shown if one.state not in closed and not one.rows and not one.hashes]
+    from negindex.schema import CLOSED
+
+    shown = [collection.claims.show(one.claim) for one in collection.claims.every() if one.state not in CLOSED]
+    return [one.number for one in shown if not one.rows and not one.hashes]
 
 
-def _warn(collection: Collection, said: dict[str, object], log: Path | None) -> None:
-    newest = collection.log(collection.newest().version)[0]
-    if log is None:
+def _warn(collection: Collection, newest: Record, bare: list[int], *, with_log: bool) -> None:
+    """What the set lacks after it was restored with the record ``newest``."""
+    if not with_log:
         at = collection.version(newest.version - 1).at
         click.echo(
             f"without the log, nothing is known of what was withdrawn, erased or claimed after {at}; where you have "
@@ -138,8 +140,7 @@ def _warn(collection: Collection, said: dict[str, object], log: Path | None) -> 
     if newest.dropped:
         runs = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in newest.dropped)
         click.echo(f"rows {runs} came after the backup: their bytes are lost, and they are not in force", err=True)
-    if said["claims_without_content"]:
-        claims = ", ".join(map(str, _bare(collection)))
-        click.echo(f"claims {claims} name nothing now; attach their images again", err=True)
+    if bare:
+        click.echo(f"claims {', '.join(map(str, bare))} name nothing now; attach their images again", err=True)
     for one in collection.outstanding():
         click.echo(f"outstanding: {one.what} {one.name} holds erased bytes, or may", err=True)

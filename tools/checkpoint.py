@@ -8,6 +8,7 @@ import click
 
 from negindex.tools.common import errors_to_exit_codes
 from negindex.tools.key import open_key
+from negindex.tools.options import SET
 
 _FILE = click.Path(path_type=Path)
 
@@ -19,7 +20,7 @@ Examples:
   negindex checkpoint demo/eights.set --key holder.key --out eights-3-May.json
 """
 )
-@click.argument("set_path", metavar="SET", type=_FILE)
+@SET
 @click.option("--at", type=int, metavar="VERSION", help="Of this version (default: the newest).")
 @click.option("--out", type=_FILE, help="Write it to this new file too.")
 @click.option("--key", type=_FILE, metavar="FILE", help="Sign it, where nobody has (`negindex key new`).")

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from negindex.tools.showing import moment, one_line, span, table
+from negindex.tools.showing import key_text, moment, one_line, span, table
 
 if TYPE_CHECKING:
     from negindex.claims import Claim
@@ -62,7 +62,7 @@ def claim_lines(claim: Claim, rules: Regime) -> Iterator[str]:
     yield f"claim {claim.number}, {claim.regime}: {rules.title}"
     yield f"state: {claim.state}{_in_force(claim)}"
     yield f"legal hold: {claim.hold or 'none'}"
-    yield from _block("rows", [f"{row_id}  {_key(key)}" for row_id, key in claim.rows.items()])
+    yield from _block("rows", [f"{row_id}  {key_text(key)}" for row_id, key in claim.rows.items()])
     yield from _block("hashes", [f"{kind}:{digest}" for kind, digest in claim.hashes])
     yield from _block("fields", [f"{name}: {one_line(value)}" for name, value in claim.fields.items()])
     yield from missing_lines(claim, rules)
@@ -94,10 +94,6 @@ def _in_force(claim: Claim) -> str:
     if first is None:
         return ""
     return f", in force since version {first}" if last is None else f", was in force from version {first} to {last}"
-
-
-def _key(key: str | None) -> str:
-    return "(erased)" if key is None else one_line(key)
 
 
 def _block(title: str, lines: Iterable[str]) -> Iterator[str]:

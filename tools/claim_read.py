@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from negindex.claim_rules import DOCUMENTS, STATES
 from negindex.tools.claim_fields import form
 from negindex.tools.claim_print import claim_as_json, claim_lines, clock_as_json, clock_line, clock_status
 from negindex.tools.common import PARTLY, errors_to_exit_codes
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from negindex.claims import Due
 
 NUMBER = click.argument("number", metavar="CLAIM", type=click.IntRange(1))
-_STATES = ("received", "incomplete", "accepted", "in_force", "disputed", "stayed", "withdrawn", "erased")
 
 
 @click.command(
@@ -65,7 +65,7 @@ Examples:
 """,
 )
 @SET
-@click.option("--state", type=click.Choice(_STATES), help="Those in this state.")
+@click.option("--state", type=click.Choice(STATES), help="Those in this state.")
 @click.option("--regime", metavar="NAME", help="Those under this regime.")
 @AS_JSON
 @errors_to_exit_codes
@@ -130,7 +130,7 @@ Examples:
 @click.option("--set", "set_path", metavar="SET", type=click.Path(path_type=Path), help="With this set's own regimes.")
 @click.option(
     "--document",
-    type=click.Choice(["notice", "counter-notice", "decision"]),
+    type=click.Choice(DOCUMENTS),
     help="Only the fields of this document.",
 )
 @errors_to_exit_codes

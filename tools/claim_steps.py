@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,9 @@ import click
 from negindex.tools.claim_fields import FIELD, FIELDS, faults, told
 from negindex.tools.claim_print import claim_as_json, clock_lines, missing_lines, named_faults
 from negindex.tools.claim_read import NUMBER
-from negindex.tools.common import PARTLY, errors_to_exit_codes
+from negindex.tools.common import errors_to_exit_codes
 from negindex.tools.options import AS_JSON, BY, KEY, REASON, SET, YES, ask_first, open_set
-from negindex.tools.showing import outstanding, outstanding_lines, say
+from negindex.tools.showing import exit_if_pending, key_text, say
 
 if TYPE_CHECKING:
     from negindex import Collection
@@ -35,24 +35,33 @@ def _a_step(command: Command) -> Command:
     return command
 
 
-def _deciding(action: str, does: str, document: str) -> click.Command:
-    """A command that brings a claim into another state, with fields where the regime asks for some."""
+def _telling(step: Command) -> Command:
+    """A step that may tell fields: it is given the open set, the claim's number, and what is told."""
 
     @_a_step
     @FIELD
     @FIELDS
     @errors_to_exit_codes
-    def step(
+    @wraps(step)
+    def run(
         set_path: Path,
         number: int,
         key_file: Path | None,
-        as_json: bool,
         fields_file: Path | None,
         pairs: Sequence[str],
-        **words: str,
+        **rest: Any,
     ) -> None:
         collection = open_set(set_path, key_file)
-        fields = _told(collection, number, fields_file, pairs)
+        step(collection, number, _told(collection, number, fields_file, pairs), **rest)
+
+    return run
+
+
+def _deciding(action: str, does: str, document: str) -> click.Command:
+    """A command that brings a claim into another state, with fields where the regime asks for some."""
+
+    @_telling
+    def step(collection: Collection, number: int, fields: dict[str, Any], as_json: bool, **words: str) -> None:
         _take(collection, lambda: getattr(collection.claims, action)(number, fields=fields, **words), as_json)
 
     example = f"negindex claim {action} claims.set 17 --by ann --reason 'complete' {document}".rstrip()
@@ -81,22 +90,9 @@ Example:
   negindex claim amend claims.set 17 --fields notice.toml --by ann
 """
 )
-@_a_step
-@FIELD
-@FIELDS
-@errors_to_exit_codes
-def amend(
-    set_path: Path,
-    number: int,
-    key_file: Path | None,
-    as_json: bool,
-    fields_file: Path | None,
-    pairs: Sequence[str],
-    **words: str,
-) -> None:
+@_telling
+def amend(collection: Collection, number: int, fields: dict[str, Any], as_json: bool, **words: str) -> None:
     """Put in what was missing, or correct it. A claim that becomes complete is received."""
-    collection = open_set(set_path, key_file)
-    fields = _told(collection, number, fields_file, pairs)
     if not fields:
         raise click.UsageError("nothing is told; give --fields, or --field")
     _take(collection, lambda: collection.claims.amend(number, fields, **words), as_json)
@@ -109,27 +105,15 @@ Examples:
   negindex claim withdraw claims.set 17 --early --by ben --reason "the claimant took it back"
 """
 )
-@_a_step
-@FIELD
-@FIELDS
+@_telling
 @click.option("--early", is_flag=True, help="Although a clock says: not before.")
-@errors_to_exit_codes
 def withdraw(
-    set_path: Path,
-    number: int,
-    key_file: Path | None,
-    as_json: bool,
-    fields_file: Path | None,
-    pairs: Sequence[str],
-    early: bool,
-    **words: str,
+    collection: Collection, number: int, fields: dict[str, Any], as_json: bool, early: bool, **words: str
 ) -> None:
     """Close a claim: rows that no other live claim names answer nothing from the next version on.
 
     A claim that was not accepted is thereby refused.
     """
-    collection = open_set(set_path, key_file)
-    fields = _told(collection, number, fields_file, pairs)
     _take(collection, lambda: collection.claims.withdraw(number, fields=fields, early=early, **words), as_json)
 
 
@@ -140,9 +124,7 @@ Examples:
   negindex claim erase claims.set 17 --keep-out --by ben --reason "request of 3 May" --yes
 """
 )
-@_a_step
-@FIELD
-@FIELDS
+@_telling
 @click.option(
     "--keep-out/--no-keep-out",
     default=None,
@@ -150,14 +132,11 @@ Examples:
 )
 @YES
 @click.option("--dry-run", is_flag=True, help="Say which rows would be erased, and change nothing.")
-@errors_to_exit_codes
 def erase(
-    set_path: Path,
+    collection: Collection,
     number: int,
-    key_file: Path | None,
+    fields: dict[str, Any],
     as_json: bool,
-    fields_file: Path | None,
-    pairs: Sequence[str],
     keep_out: bool | None,
     yes: bool,
     dry_run: bool,
@@ -167,20 +146,15 @@ def erase(
 
     Exit code 3 while a process holds erased bytes still: it is named, and the erasure is pending.
     """
-    collection = open_set(set_path, key_file)
-    fields = _told(collection, number, fields_file, pairs)
     rows = collection.claims.show(number).rows
     if dry_run:
-        say(f"{row_id}  {'(erased)' if key is None else key}" for row_id, key in rows.items())
-        click.echo(f"{set_path}: {len(rows)} rows would be erased; nothing was changed", err=True)
+        say(f"{row_id}  {key_text(key)}" for row_id, key in rows.items())
+        click.echo(f"{collection.path}: {len(rows)} rows would be erased; nothing was changed", err=True)
         return
-    ask_first(f"Erase claim {number} and its {len(rows)} rows from {set_path} for good ({_PROTECTION[keep_out]})?", yes)
-    _take(
-        collection,
-        lambda: collection.claims.erase(number, fields=fields, keep_out=keep_out, **words),
-        as_json,
-        ends=True,
-    )
+    what = f"claim {number} and its {len(rows)} rows from {collection.path}"
+    ask_first(f"Erase {what} for good ({_PROTECTION[keep_out]})?", yes)
+    _take(collection, lambda: collection.claims.erase(number, fields=fields, keep_out=keep_out, **words), as_json)
+    exit_if_pending(collection)
 
 
 def _on_hold(action: str, does: str) -> click.Command:
@@ -208,14 +182,11 @@ def _told(collection: Collection, number: int, fields_file: Path | None, pairs: 
     return fields
 
 
-def _take(collection: Collection, step: Callable[[], Claim], as_json: bool, ends: bool = False) -> None:
-    """Take a step and say what came of it; exit code 3 where erased bytes are still held."""
+def _take(collection: Collection, step: Callable[[], Claim], as_json: bool) -> None:
+    """Take a step and say what came of it."""
     before = collection.newest().version
     claim = step()
     show_step(collection, before, claim, as_json)
-    if ends and (left := outstanding(collection)):
-        say(outstanding_lines(left), err=True)
-        sys.exit(PARTLY)
 
 
 def show_step(collection: Collection, before: int, claim: Claim, as_json: bool, **more: Any) -> None:

@@ -11,7 +11,7 @@ import click
 
 from negindex.tools.common import errors_to_exit_codes
 from negindex.tools.options import AS_JSON, SET, version_asked
-from negindex.tools.showing import one_line
+from negindex.tools.showing import key_text
 
 if TYPE_CHECKING:
     from negindex.states import ClaimRecord
@@ -51,7 +51,7 @@ def diff(set_path: Path, before: str, after: str, as_json: bool) -> None:
         return
     for sign, rows in (("+", found.entered), ("-", found.left)):
         for row_id, key in rows.items():
-            click.echo(f"{sign} {row_id}  {'(erased)' if key is None else one_line(key)}")
+            click.echo(f"{sign} {row_id}  {key_text(key)}")
     for one, other in found.claims:
         known = one or other
         click.echo(f"claim {known.claim if known else ''}: {_standing(one)} -> {_standing(other)}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 
-from negindex.tools.common import PARTLY, errors_to_exit_codes
+from negindex.tools.common import errors_to_exit_codes
 from negindex.tools.options import BY, KEY, SET, YES, ask_first, open_set
-from negindex.tools.showing import one_line, outstanding, outstanding_lines, say
+from negindex.tools.showing import exit_if_pending, one_line
 
 
 @click.command(
@@ -57,6 +56,4 @@ def erase(
     version = collection.erase(list(dict.fromkeys(keys)), reason, by=by, keep_out=keep_out)
     kept = "their fingerprints are kept out" if keep_out else "no fingerprint is kept"
     click.echo(f"{set_path}: version {version}, {len(collection)} rows in force ({many} erased, {kept})")
-    if left := outstanding(collection):
-        say(outstanding_lines(left), err=True)
-        sys.exit(PARTLY)
+    exit_if_pending(collection)

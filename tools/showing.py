@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from negindex.tools.common import PARTLY
 
 if TYPE_CHECKING:
     from negindex import Collection
@@ -16,6 +19,11 @@ def one_line(text: object) -> str:
     """Text from elsewhere as one line that a terminal takes for nothing but text."""
     said = "; ".join(map(str, text)) if isinstance(text, list | tuple) else str(text)
     return "".join(c if c.isprintable() else " " for c in said)
+
+
+def key_text(key: str | None) -> str:
+    """A source key; an erased row has none."""
+    return "(erased)" if key is None else one_line(key)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
@@ -63,6 +71,13 @@ def outstanding_lines(found: Sequence[dict[str, Any]]) -> list[str]:
             "then `negindex status` finishes it"
         )
     return lines
+
+
+def exit_if_pending(collection: Collection) -> None:
+    """After an erasure: exit code 3, and what holds it up, while something does."""
+    if left := outstanding(collection):
+        say(outstanding_lines(left), err=True)
+        sys.exit(PARTLY)
 
 
 def _since(version: int) -> str:

@@ -11,6 +11,7 @@ import click
 
 from negindex.hamming import NEAR
 from negindex.tools.common import PARTLY, errors_to_exit_codes
+from negindex.tools.options import AS_JSON, SET
 
 if TYPE_CHECKING:
     from negindex import Collection
@@ -24,7 +25,7 @@ Examples:
   negindex similar claims.set
 """
 )
-@click.argument("set_path", metavar="SET", type=click.Path(path_type=Path))
+@SET
 @click.argument("sources", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
     "--distance",
@@ -34,7 +35,7 @@ Examples:
     help="Bits of PDQ's 256 that may differ; unrelated images differ in about 128.",
 )
 @click.option("--ever", is_flag=True, help="Look among rows that were withdrawn, too.")
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@AS_JSON
 @errors_to_exit_codes
 def similar(set_path: Path, sources: tuple[Path, ...], distance: int, ever: bool, as_json: bool) -> None:
     """Look for the images of SOURCES (files, or folders at any depth) among the rows of SET, and among each other.

@@ -13,7 +13,7 @@ import click
 
 from negindex.tools.common import errors_to_exit_codes
 from negindex.tools.options import AS_JSON, SET, version_asked
-from negindex.tools.showing import one_line, outstanding, outstanding_lines, say
+from negindex.tools.showing import key_text, outstanding, outstanding_lines, say
 
 if TYPE_CHECKING:
     from negindex import Collection
@@ -46,7 +46,7 @@ def status(set_path: Path, at: str | None, as_json: bool, keys: bool) -> None:
     version = collection.newest() if at is None else version_asked(collection, at)
     if keys:
         listed = collection.source_keys() if at is None else _keys_at(collection, version.version)
-        click.echo(json.dumps(listed, ensure_ascii=False)) if as_json else say(map(_shown, listed))
+        click.echo(json.dumps(listed, ensure_ascii=False)) if as_json else say(map(key_text, listed))
         return
     said = {"set": str(set_path), "set_id": collection.set_id}
     said |= _now(collection) if at is None else _then(collection, version.version)
@@ -115,10 +115,6 @@ def _next(claim: int, clock: str, due: datetime) -> dict[str, Any]:
 
 def _keys_at(collection: Collection, number: int) -> list[str | None]:
     return sorted(collection.in_force(number).values(), key=lambda key: (key is None, key or ""))
-
-
-def _shown(key: str | None) -> str:
-    return "(erased)" if key is None else one_line(key)
 
 
 def _say(said: dict[str, Any]) -> None:

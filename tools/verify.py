@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from negindex.tools.common import errors_to_exit_codes
+from negindex.tools.options import AS_JSON, SET
 
 _FILE = click.Path(path_type=Path)
 
@@ -20,9 +21,9 @@ Examples:
 
 Prints one fault a line and leaves with 13 where there are any."""
 )
-@click.argument("set_path", metavar="SET", type=_FILE)
+@SET
 @click.option("--checkpoint", "checkpoints", type=_FILE, multiple=True, help="One kept elsewhere; again for more.")
-@click.option("--json", "as_json", is_flag=True, help="For machines.")
+@AS_JSON
 @errors_to_exit_codes
 def verify(set_path: Path, checkpoints: tuple[Path, ...], as_json: bool) -> None:
     """Check the log, every table and every byte of the files of SET, or of a backup, and name what is not as written.
