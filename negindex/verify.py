@@ -25,7 +25,7 @@ from negindex.schema import connect, named
 from negindex.segment import Segment
 from negindex.standing import OnRecord
 from negindex.states import Meta, SegmentRecord
-from negindex.store import CATALOGUE, SEGMENTS
+from negindex.store import CATALOGUE, DERIVED, SEGMENTS
 
 __all__ = ["UNTOLD", "Fault", "Verdict", "verify"]
 UNTOLD = (
@@ -68,6 +68,8 @@ def verify(path: Path | str, checkpoints: Sequence[Checkpoint] = ()) -> Verdict:
             files = Files(path, db, meta, faults, tables.history.top)
             with tables.section("segments"):
                 files.check()
+            with tables.section("derived"):
+                files.check_derived()
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # what SQLite says may hold the damaged text
         found = named(error, path / CATALOGUE) if isinstance(error, sqlite3.DatabaseError) else None
         raise found or Damaged(f"{path / CATALOGUE} cannot be read ({error}); restore it from a backup") from error
@@ -90,6 +92,29 @@ class Files:
                 seen.add(file.segment)
                 self._check_one(file)
         self._check_strays()
+
+    def check_derived(self) -> None:
+        """Calibrations and the index, byte for byte; one that was replaced meanwhile is no fault."""
+        sql = "SELECT file, kind, sha256 FROM derived ORDER BY file"
+        for file, kind, wanted in self._db.execute(sql).fetchall():
+            remedy = "it is not used, and `negindex compact` makes it anew"
+            remedy = remedy if kind == "index" else "restore it from a backup, or calibrate again"
+            said = self._derived_fault(file, wanted)
+            still = self._db.execute("SELECT 1 FROM derived WHERE file = ?", (file,)).fetchone()
+            if said and still:
+                self._faults.add("derived", ascii(file)[1:-1], f"{said}; {remedy}")
+
+    def _derived_fault(self, file: object, wanted: object) -> str:
+        folder = self._path / DERIVED
+        if not isinstance(file, str) or (folder / file).parent != folder:
+            return "is no file of this set's folder"
+        try:
+            digest = sha256_of(folder / file)
+            self.bytes += (folder / file).stat().st_size
+        except (OSError, ValueError) as error:
+            return f"cannot be read ({error!a})"
+        self.count += 1
+        return "" if digest == wanted else f"has other bytes than were written: their sha256 is {digest}"
 
     def _named(self) -> list[SegmentRecord]:
         """The files with rows that there were when the catalogue was read."""
@@ -153,10 +178,11 @@ class Files:
         """Files that nothing names, unless a writer is at work, whose they may be."""
         try:
             with writer_lock(self._path, wait=0):
-                sql = "SELECT file FROM segments UNION SELECT name FROM outstanding WHERE what = 'file'"
+                sql = """SELECT file FROM segments UNION SELECT file FROM derived
+                         UNION SELECT name FROM outstanding WHERE what IN ('file', 'derived')"""
                 named = {name for (name,) in self._db.execute(sql)}
-                folder = self._path / SEGMENTS
-                there = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+                folders = [folder for folder in (self._path / SEGMENTS, self._path / DERIVED) if folder.is_dir()]
+                there = {entry.name for folder in folders for entry in folder.iterdir()}
         except Locked:
             return
         for name in sorted(there - named):
