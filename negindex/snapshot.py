@@ -131,8 +131,8 @@ class Snapshot(Scan):
     def _over(self, index: Index, before: Mixture | None) -> Split | None:
         assert self._derived is not None
         numbers = {file: index.numbers_of(segment.ids[places]) for file, (segment, places) in self.parts.items()}
-        held = self._view({file: places[numbers[file] >= 0] for file, (_, places) in self.parts.items()})
-        rest = self._view({file: places[numbers[file] < 0] for file, (_, places) in self.parts.items()})
+        held = self._scanned({file: numbers[file] >= 0 for file in numbers})
+        rest = self._scanned({file: numbers[file] < 0 for file in numbers})
         if not len(held):
             return None
         known = np.concatenate([some[some >= 0] for some in numbers.values()])
@@ -141,6 +141,11 @@ class Snapshot(Scan):
             return None
         of_all = Moments.merge(mixture.moments(), rest.moments())
         return Split(index, mixture, rest, mixture.clusters.rms / max(of_all.rms, 1e-300))
+
+    def _scanned(self, chosen: Mapping[str, NDArray[np.bool_]]) -> Snapshot:
+        """Some of the rows, by a mask for each file, to be scanned whatever the kernel is."""
+        parts = {file: (segment, places[chosen[file]]) for file, (segment, places) in self.parts.items()}
+        return Snapshot(self._catalogue, self.version, parts)
 
     def blocks(self, size: int) -> Iterator[Block]:
         for segment, places in self._parts:
