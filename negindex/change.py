@@ -163,7 +163,7 @@ class Change:
         """Name derived files in the record; an index takes the place of those before it."""
         for file in files:
             if file.kind == "index":
-                self._outdate("kind = 'index'")
+                self._outdate("kind = 'index'", 0)
             since = self.version if self.action else self.version - 1
             self._db.execute("INSERT INTO derived VALUES (?, ?, ?, ?, ?, ?, ?)", file._replace(since=since))
 
@@ -171,12 +171,13 @@ class Change:
         """In a copy: name no index, since their files are not copied."""
         self._db.execute("DELETE FROM derived WHERE kind = 'index'")
 
-    def _outdate(self, which: str) -> None:
+    def _outdate(self, which: str, version: int | None = None) -> None:
         """Name some derived files no more, nor an index whose calibration goes; they become outstanding."""
+        version = (self.version if self.action else 0) if version is None else version
         for where in (which, _ORPHAN):
             for (file,) in self._db.execute(f"SELECT file FROM derived WHERE {where}").fetchall():
                 self._db.execute("DELETE FROM derived WHERE file = ?", (file,))
-                self.owe("derived", file, self.version if self.action else 0)
+                self.owe("derived", file, version)
 
     def owe(self, what: str, name: str, version: int | None = None) -> None:
         """Note something that holds erased bytes still, until ``settle`` has seen to it."""

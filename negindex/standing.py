@@ -56,11 +56,14 @@ class OnRecord(Log):
                 self.faults.add("owed", f"{what!a} {name!a}", "is nothing that can be outstanding")
             elif what in _OWED and not (version in self.sealed or version == last):
                 self.faults.add("owed", f"{what} {name!a}", f"is owed since version {version!a}, which is not there")
-            elif what in ("journal", "backup") and not self._erased_at(version):
+            elif what in ("journal", "backup") and not self._is_of(version, "erase", "restore"):
                 self.faults.add("owed", f"{what} {name!a}", f"is owed since version {version!a}, which erased nothing")
+            elif what in ("file", "derived") and not self._is_of(version, "create", "erase", "forget", "restore"):
+                self.faults.add("owed", f"{what} {name!a}", f"is owed since version {version!a}, which took no bytes")
 
-    def _erased_at(self, version: int) -> bool:
-        return version not in self.sealed or self.sealed[version].action in ("erase", "restore")
+    def _is_of(self, version: int, *actions: str) -> bool:
+        """Whether a version did one of these; version 0, ``create``, stands for what no version took."""
+        return version not in self.sealed or self.sealed[version].action in actions
 
     # -- rows ------------------------------------------------------------------------------
 

@@ -95,26 +95,26 @@ class Files:
 
     def check_derived(self) -> None:
         """Calibrations and the index, byte for byte; one that was replaced meanwhile is no fault."""
-        sql = "SELECT file, kind, sha256 FROM derived ORDER BY file"
-        for file, kind, wanted in self._db.execute(sql).fetchall():
+        sql = "SELECT file, kind, bytes, sha256 FROM derived ORDER BY file"
+        for file, kind, size, digest in self._db.execute(sql).fetchall():
             remedy = "it is not used, and `negindex compact` makes it anew"
             remedy = remedy if kind == "index" else "restore it from a backup, or calibrate again"
-            said = self._derived_fault(file, wanted)
+            said = self._derived_fault(file, size, digest)
             still = self._db.execute("SELECT 1 FROM derived WHERE file = ?", (file,)).fetchone()
             if said and still:
                 self._faults.add("derived", ascii(file)[1:-1], f"{said}; {remedy}")
 
-    def _derived_fault(self, file: object, wanted: object) -> str:
+    def _derived_fault(self, file: object, size: object, digest: object) -> str:
         folder = self._path / DERIVED
         if not isinstance(file, str) or (folder / file).parent != folder:
             return "is no file of this set's folder"
         try:
-            digest = sha256_of(folder / file)
-            self.bytes += (folder / file).stat().st_size
+            found = (folder / file).stat().st_size, sha256_of(folder / file)
         except (OSError, ValueError) as error:
             return f"cannot be read ({error!a})"
-        self.count += 1
-        return "" if digest == wanted else f"has other bytes than were written: their sha256 is {digest}"
+        self.count, self.bytes = self.count + 1, self.bytes + found[0]
+        said = f"has {found[0]} bytes of sha256 {found[1]}, and was written as {size!a} of {digest!a}"
+        return "" if found == (size, digest) else said
 
     def _named(self) -> list[SegmentRecord]:
         """The files with rows that there were when the catalogue was read."""

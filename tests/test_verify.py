@@ -169,6 +169,7 @@ NAMED_AS = {  # table: how the fault of a change in it begins
     "persons": ("person",),
     "checkpoints": ("checkpoint",),
     "segments": ("segment",),
+    "derived": ("derived",),
     "rows": ("row",),
     "thumbnails": ("row",),
     "claims": ("claim",),
