@@ -27,6 +27,7 @@ from typing import Any, BinaryIO, NamedTuple
 from negindex import upkeep
 from negindex.catalogue import Backup, Catalogue
 from negindex.change import Change
+from negindex.derived import DERIVED
 from negindex.disk import Disk, sha256_of, writer_lock
 from negindex.errors import Damaged, InvalidInput, NegindexError, NotAllowed, NotThere
 from negindex.keys import Key
@@ -35,7 +36,7 @@ from negindex.replay import bring_up, bytes_gone, later, read_log
 from negindex.schema import connect, named, now
 from negindex.segments import Segments
 from negindex.states import Note, Outstanding
-from negindex.store import CATALOGUE, DERIVED, MARK, NEW, SEGMENTS, Store, backup_mark
+from negindex.store import CATALOGUE, MARK, NEW, SEGMENTS, Store, backup_mark
 from negindex.text import is_unicode
 
 __all__ = ["Backup", "Kept", "forget", "kept", "make", "restore"]

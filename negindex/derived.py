@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import os
 import threading
 import uuid
 import weakref
@@ -34,6 +33,7 @@ from negindex.segments import Segments
 from negindex.states import DerivedRecord
 
 DERIVED, ENDING = "derived", ".safetensors"
+_PIECE = 1 << 20
 
 
 class Derived:
@@ -60,8 +60,10 @@ class Derived:
             nonlocal written
             fill(file)
             file.seek(0)
-            written = hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(0, os.SEEK_END)
+            digest = hashlib.sha256()
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+            written = digest.hexdigest()
 
         self._disk.create(path, hashed)
         if sha256_of(path) != written:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +28,8 @@ from negindex.segment import Segment
 Parts = Mapping[str, tuple[Segment, NDArray[np.int64]]]  # file: it, and the sorted places of its rows in force
 
 
-class Split(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Split:
     """How a calibrated set is asked: rows that the index holds by the mixture, those that came since by a scan."""
 
     index: Index

@@ -387,7 +387,8 @@ class Store:
         """Sweep what a crashed writer left, and settle; skipped while another writer is at work."""
         try:
             with writer_lock(self.path, wait=0):
-                named = {file.file for file in [*self.catalogue.segments(), *self.catalogue.derived()]}
+                named = {file.file for file in self.catalogue.segments()}
+                named |= {file.file for file in self.catalogue.derived()}
                 named |= {one.name for one in self.catalogue.outstanding()}
                 self.segments.sweep(named)
                 self.derived.sweep(named)

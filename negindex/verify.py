@@ -19,13 +19,14 @@ import h5py
 from negindex.audit import Fault, Faults, lossless
 from negindex.catalogue import Catalogue
 from negindex.checkpoint import Checkpoint
+from negindex.derived import DERIVED
 from negindex.disk import Disk, sha256_of, writer_lock
 from negindex.errors import Damaged, Locked
 from negindex.schema import connect, named
 from negindex.segment import Segment
 from negindex.standing import OnRecord
 from negindex.states import Meta, SegmentRecord
-from negindex.store import CATALOGUE, DERIVED, SEGMENTS
+from negindex.store import CATALOGUE, SEGMENTS
 
 __all__ = ["UNTOLD", "Fault", "Verdict", "verify"]
 UNTOLD = (

@@ -91,7 +91,7 @@ class Correction:
         named = reference if shared or named is None else _less(named, negatives)
         gate = self.gate if named is None or not isinstance(self.gate, Ratio) else Ratio(named, self.gate.prior)
         copies = None if self.copies is None else self.copies.sized(negatives, reference)
-        kernel = negatives.default_kernel if self.kernel is None and len(negatives) else self.kernel
+        kernel = negatives.default_kernel if self.kernel is None else self.kernel
         return replace(self, negatives=negatives, reference=reference, gate=gate, copies=copies, kernel=kernel)
 
     @property
