@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from negindex.catalogue import Catalogue
 from negindex.checkpoint import Checkpoint
 from negindex.derived import Derived
-from negindex.errors import Damaged, Erased
+from negindex.errors import Damaged, Erased, NotAllowed
 from negindex.exact import Block, Scan, check_places
 from negindex.index import Index, is_small
 from negindex.kernel import LITERAL, Kernel
@@ -110,7 +111,9 @@ class Snapshot(Scan):
         """
         with self._lock:
             if not self._was_split:
-                self._split, self._was_split, self._before = self._made(kernel, self._before), True, None
+                with suppress(NotAllowed):  # the record was closed: the rows are still there to be scanned
+                    self._split = self._made(kernel, self._before)
+                self._was_split, self._before = True, None
             return self._split
 
     @property

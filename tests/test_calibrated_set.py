@@ -165,6 +165,16 @@ def test_a_row_that_is_asked_for_itself_and_withdrawn_answers_no_more(col):
     assert told.count == COUNT - 4
 
 
+def test_a_snapshot_answers_on_after_its_collection_was_closed(col):
+    x, level = noised(fresh()[:4], 1.0, seed=3), NoiseLevel(1.0, 1.0)
+    true = col.posterior(x, level, error=1e-9).mean
+    asked, unasked = col.snapshot(), col.snapshot()
+    before = asked.posterior(x, level).mean
+    col.close()
+    assert torch.equal(asked.posterior(x, level).mean, before)
+    torch.testing.assert_close(unasked.posterior(x, level).mean, true, rtol=0, atol=1e-12)
+
+
 def test_an_error_that_is_asked_for_is_reached(col):
     col.add(rows(70, seed=5).numpy(), keys(COUNT, COUNT + 70))
     for target in (0.05, 1e-9):
