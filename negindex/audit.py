@@ -14,7 +14,8 @@ from negindex.schema import SCHEMA
 class Fault(NamedTuple):
     """Something that is not as it was written."""
 
-    what: str  # catalogue, meta, record, tree, checkpoint, note, person, row, claim, blocked, owed, segment or stray
+    what: str  # catalogue, meta, record, tree, checkpoint, note, person, row, claim, blocked, owed, segment, derived,
+    # or stray
     where: str
     said: str
 

@@ -27,6 +27,7 @@ from typing import Any, BinaryIO, NamedTuple
 from negindex import upkeep
 from negindex.catalogue import Backup, Catalogue
 from negindex.change import Change
+from negindex.derived import DERIVED
 from negindex.disk import Disk, sha256_of, writer_lock
 from negindex.errors import Damaged, InvalidInput, NegindexError, NotAllowed, NotThere
 from negindex.keys import Key
@@ -34,7 +35,7 @@ from negindex.log import Record, canonical
 from negindex.replay import bring_up, bytes_gone, later, read_log
 from negindex.schema import connect, named, now
 from negindex.segments import Segments
-from negindex.states import Note, Outstanding, SegmentRecord
+from negindex.states import Note, Outstanding
 from negindex.store import CATALOGUE, MARK, NEW, SEGMENTS, Store, backup_mark
 from negindex.text import is_unicode
 
@@ -52,6 +53,13 @@ class Kept(NamedTuple):
     at: str
     found: str  # "there", or what it looks like
     owed: tuple[int, ...]  # versions of erasures that it has not followed yet
+
+
+class _Named(NamedTuple):
+    """A file that a record names."""
+
+    path: str  # below the set's directory
+    sha256: str
 
 
 # -- making --------------------------------------------------------------------------------
@@ -139,25 +147,27 @@ def _fill(source: Path, aside: Path, begun: Backup, disk: Disk) -> Backup:
 
 def _of_the_place(outstanding: Sequence[Outstanding]) -> list[Outstanding]:
     """What is owed of files that are not copied; what is owed of other backups stays on the list."""
-    return [one for one in outstanding if one.what in ("file", "journal")]
+    return [one for one in outstanding if one.what in ("file", "derived", "journal")]
 
 
 # -- copying -------------------------------------------------------------------------------
 
 
 def _copy_set(source: Path, aside: Path, disk: Disk) -> None:
-    """The record of one version, and the files that it names, whatever a writer does meanwhile.
+    """The record of one version, and the files that it names but for an index, whatever a writer does meanwhile.
 
     A file that was replaced before it could be locked has the copy start over. Raises Damaged, naming the file,
     when its bytes are not those on record.
     """
     copied = False
     while not copied:
-        shutil.rmtree(aside / SEGMENTS, ignore_errors=True)
         (aside / CATALOGUE).unlink(missing_ok=True)
-        (aside / SEGMENTS).mkdir()
+        for folder in (SEGMENTS, DERIVED):
+            shutil.rmtree(aside / folder, ignore_errors=True)
+            (aside / folder).mkdir()
         copied = _copy_files(source, aside, _copy_record(source, aside, disk), disk)
-    disk.sync_directory(aside / SEGMENTS)
+    for folder in (SEGMENTS, DERIVED):
+        disk.sync_directory(aside / folder)
     own = source / "regimes"
     if own.is_dir():
         (aside / "regimes").mkdir()
@@ -165,8 +175,8 @@ def _copy_set(source: Path, aside: Path, disk: Disk) -> None:
             _write(disk, aside / "regimes" / file.name, file.read_bytes())
 
 
-def _copy_record(source: Path, aside: Path, disk: Disk) -> list[SegmentRecord]:
-    """Copy the record; returns the files that the copy names."""
+def _copy_record(source: Path, aside: Path, disk: Disk) -> list[_Named]:
+    """Copy the record; returns the files that the copy names. It names no index: that is made anew where it is used."""
     to = aside / CATALOGUE
     try:
         with closing(connect(source / CATALOGUE)) as db:
@@ -178,31 +188,40 @@ def _copy_record(source: Path, aside: Path, disk: Disk) -> list[SegmentRecord]:
     try:
         with closing(Catalogue(to, disk)) as copy:
             if copy.ask("PRAGMA integrity_check") == [("ok",)]:  # SQLite 3.40's quick_check misreads `outstanding`
-                return copy.segments()
+                with copy.upkeep() as change:
+                    change.leave_out_indices()
+                return _named_in(copy)
     except NegindexError:
         pass
     raise _not_kept(to)
 
 
-def _copy_files(source: Path, aside: Path, files: Sequence[SegmentRecord], disk: Disk) -> bool:
+def _named_in(catalogue: Catalogue) -> list[_Named]:
+    """Rows' files, and calibrations."""
+    rows = [_Named(f"{SEGMENTS}/{one.file}", one.sha256) for one in catalogue.segments()]
+    kept = [one for one in catalogue.derived() if one.kind == "calibration"]
+    return [*rows, *(_Named(f"{DERIVED}/{one.file}", one.sha256) for one in kept)]
+
+
+def _copy_files(source: Path, aside: Path, files: Sequence[_Named], disk: Disk) -> bool:
     """False when one is there no more, since its rows lie elsewhere now; all are locked before the first is read."""
     with ExitStack() as held:
         opened = []
         for file in files:
             try:
-                opened.append((file, held.enter_context(_shared(source / SEGMENTS / file.file))))
+                opened.append((file, held.enter_context(_shared(source / file.path))))
             except FileNotFoundError:
                 _check_replaced(source, file, disk)
                 return False
         for file, bytes_ in opened:
-            _copy_file(bytes_, source / SEGMENTS / file.file, aside / SEGMENTS / file.file, file.sha256, disk)
+            _copy_file(bytes_, source / file.path, aside / file.path, file.sha256, disk)
     return True
 
 
-def _check_replaced(source: Path, file: SegmentRecord, disk: Disk) -> None:
+def _check_replaced(source: Path, file: _Named, disk: Disk) -> None:
     with closing(Catalogue(source / CATALOGUE, disk)) as now_:
-        if any(one.file == file.file for one in now_.segments()):
-            raise Damaged(f"{source / SEGMENTS / file.file} is missing; restore the file from another backup")
+        if file in _named_in(now_):
+            raise Damaged(f"{source / file.path} is missing; restore the file from another backup")
 
 
 @contextmanager

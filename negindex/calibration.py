@@ -5,22 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, log2, sqrt
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
 
-from negindex.errors import OutOfRange, ShapeMismatch, SpaceMismatch
+from negindex.disk import Disk
+from negindex.errors import Damaged, NotThere, OutOfRange, ShapeMismatch, SpaceMismatch
 from negindex.exact import BLOCK_ELEMENTS, Scan
 from negindex.held_out import HeldOut, Predicted
 from negindex.kernel import Kernel
 from negindex.negatives import row_elements
 from negindex.projection import generator, geometric, principal_directions
+from negindex.tensors import read_tensors, write_tensors
 
 LEVELS = tuple(geometric(0.2, 80.0, 11))
 DIMENSIONS = (16, 32, 64, 128, 256)
 FEWEST_ROWS = 200
+FORMAT = 1  # of the file
 TIE = 1.02  # a projection that errs at most so many times more than the best does as well
+_NUMBERS = ("rms", "rows", "reference_rows", "seed")  # of a calibration; the first is no whole number
 _SAMPLE = 20_000  # rows that the projection is learned from
 _WHOLE = 1 << 25  # numbers up to which all dimensions are a candidate: a mixture keeps all that the kernel sees
 
@@ -63,6 +68,51 @@ class Calibration:
             for at in self.levels
         ]
         return lines
+
+    def save(self, path: Path | str, disk: Disk | None = None) -> None:
+        """Write it as a safetensors file, whole or not at all; nothing in it needs unpickling."""
+        (disk or Disk()).create(Path(path), self.write)
+
+    @staticmethod
+    def load(path: Path | str) -> Calibration:
+        """What ``save`` wrote, strictly; raises NotThere, and Damaged for anything else."""
+        try:
+            with open(path, "rb") as file:
+                return Calibration.read(file, Path(path))
+        except FileNotFoundError:
+            raise NotThere(f"{path} is not there; name a file that a calibration was saved in") from None
+
+    def write(self, file: BinaryIO) -> None:
+        """Into an open file, as ``read`` takes it."""
+        projection = self.kernel.projection
+        said = {name: getattr(self, name) for name in _NUMBERS}
+        said |= {"format": FORMAT, "kernel": self.fingerprint, "temperatures": self.kernel.temperatures}
+        said |= {"levels": [tuple(level) for level in self.levels]}
+        nothing = torch.empty(0, 0, dtype=torch.float64)
+        write_tensors(file, {"projection": nothing if projection is None else projection}, said)
+
+    @staticmethod
+    def read(file: BinaryIO, path: Path) -> Calibration:
+        """From an open file; path names it in errors. Raises Damaged."""
+        arrays, said = read_tensors(file, path, {"projection": ("F64", 2)})
+        try:
+            return _calibration(arrays["projection"], said)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise Damaged(f"{path} is no calibration that can be read ({error}); restore it, or calibrate") from error
+
+
+def _calibration(projection: Tensor, said: dict[str, Any]) -> Calibration:
+    """What a file says, if it says all of it and nothing else."""
+    if said.keys() != {*_NUMBERS, "format", "kernel", "temperatures", "levels"} or said["format"] != FORMAT:
+        raise ValueError(f"it says {sorted(said)}, of format {said.get('format')!r}")
+    kernel = Kernel([(s, tau) for s, tau in said["temperatures"]], projection.clone() if len(projection) else None)
+    if kernel.fingerprint != said["kernel"]:
+        raise ValueError(f"it is of kernel {said['kernel']!r}, and holds {kernel.fingerprint!r}")
+    levels = tuple(Level(*map(float, level)) for level in said["levels"])
+    whole = [said[name] for name in _NUMBERS[1:]]
+    if not all(type(number) is int for number in whole) or not 0 <= float(said["rms"]) < inf:
+        raise ValueError(f"it says {[said[name] for name in _NUMBERS]} of {', '.join(_NUMBERS)}")
+    return Calibration(kernel, levels, float(said["rms"]), *whole)
 
 
 class _Fit(NamedTuple):

@@ -25,7 +25,7 @@ from negindex.keys import Key
 from negindex.log import Record
 from negindex.merkle import Tree
 from negindex.schema import APPLICATION_ID, FORMAT, LIVE, SCHEMA, connect, named
-from negindex.states import ClaimRecord, Meta, Note, Outstanding, Provenance, SegmentRecord, Version
+from negindex.states import ClaimRecord, DerivedRecord, Meta, Note, Outstanding, Provenance, SegmentRecord, Version
 
 _BATCH = 500  # values asked for in one statement
 _PAGE = 1 << 16  # rows read at a time where a statement reads all
@@ -362,6 +362,32 @@ class Catalogue:
     def outstanding(self) -> list[Outstanding]:
         """What an erasure or a compaction could not finish yet."""
         return [Outstanding(*row) for row in self.ask("SELECT version, what, name FROM outstanding ORDER BY 1, 2, 3")]
+
+    def derived(self) -> list[DerivedRecord]:
+        """Calibrations and indices, the oldest first."""
+        return [DerivedRecord(*row) for row in self.ask("SELECT * FROM derived ORDER BY since, file")]
+
+    def calibration(self, version: int) -> DerivedRecord | None:
+        """The newest at a version, of those that an erasure has left."""
+        found = [one for one in self.derived() if one.kind == "calibration" and one.since <= version]
+        return found[-1] if found else None
+
+    def index_of(self, kernel: str) -> DerivedRecord | None:
+        """The newest index for a kernel, by its fingerprint."""
+        found = [one for one in self.derived() if (one.kind, one.kernel) == ("index", kernel)]
+        return found[-1] if found else None
+
+    def added_since(self, version: int) -> int:
+        """Rows in force now that were not yet at a version."""
+        sql = """SELECT count(*) FROM rows WHERE withdrawn IS NULL AND added > ?1
+                 AND segment IN (SELECT segment FROM segments WHERE last > ?1)"""
+        return int(self.ask(sql, version)[0][0])
+
+    def lost_since(self, version: int) -> bool:
+        """Whether bytes of rows that were in force at a version are gone."""
+        sql = """SELECT 1 FROM rows WHERE segment IS NULL AND added <= ?1 AND (withdrawn IS NULL OR withdrawn > ?1)
+                 LIMIT 1"""
+        return bool(self.ask(sql, version))
 
     def backups(self) -> list[Backup]:
         """Where this program put copies of the collection, the oldest first."""

@@ -13,13 +13,15 @@ from negindex.keys import Key
 from negindex.log import Record, canonical, commitment, count, new_salt, ranges, root_of, row_commitment
 from negindex.merkle import Tree
 from negindex.schema import IN_HOUSE, LIVE, now
-from negindex.states import Meta, NewRow, Note, SegmentRecord
+from negindex.states import DerivedRecord, Meta, NewRow, Note, SegmentRecord
 
 _LIVE = ",".join(f"'{state}'" for state in LIVE)
 _LINKED = "SELECT 1 FROM claim_rows JOIN claims USING (claim) WHERE row = rows.id AND closed IS NULL AND state"
 _HAS_LIVE = f"EXISTS ({_LINKED} IN ({_LIVE}))"
 _HAS_OPEN = f"EXISTS ({_LINKED} NOT IN ('withdrawn', 'erased'))"
 _SOME = "id IN (SELECT id FROM temp.some)"
+_ORPHAN = "kind = 'index' AND kernel NOT IN (SELECT kernel FROM derived WHERE kind = 'calibration')"
+_SAW = f"EXISTS (SELECT 1 FROM rows WHERE {_SOME} AND added <= covers AND (withdrawn IS NULL OR withdrawn > covers))"
 
 
 class Change:
@@ -80,6 +82,7 @@ class Change:
     def erase(self, ids: Sequence[int], fingerprints: Sequence[str] = ()) -> None:
         """Forget rows: what they were and where they lay. Their files are replaced by the caller."""
         self._choose(ids)
+        self._outdate(_SAW)
         self._note("left", self._ids(f"{_SOME} AND added IS NOT NULL AND withdrawn IS NULL"))
         self._take_traces()
         self._db.execute(
@@ -102,6 +105,7 @@ class Change:
         as outstanding, for a restore to record.
         """
         self._choose(rows)
+        self._outdate(_SAW)
         self._take_traces()
         for claim in claims:
             self._take_words(claim)
@@ -111,6 +115,8 @@ class Change:
 
     def drop(self, ids: Sequence[int]) -> None:
         """Give up the bytes of rows that are out of force; what they were stays on record."""
+        self._choose(ids)
+        self._outdate(f"kind = 'index' AND {_SAW}")
         self._set(ids, "segment = ?, place = NULL", None)
         self._note("dropped", ids)
 
@@ -140,6 +146,26 @@ class Change:
         version = self.version if self.action else 0
         for file in old:
             self.owe("file", file.file, version)
+
+    def derive(self, files: Iterable[DerivedRecord]) -> None:
+        """Name derived files in the record; an index takes the place of those before it."""
+        for file in files:
+            if file.kind == "index":
+                self._outdate("kind = 'index'", 0)
+            since = self.version if self.action else self.version - 1
+            self._db.execute("INSERT INTO derived VALUES (?, ?, ?, ?, ?, ?, ?)", file._replace(since=since))
+
+    def leave_out_indices(self) -> None:
+        """In a copy: name no index, since their files are not copied."""
+        self._db.execute("DELETE FROM derived WHERE kind = 'index'")
+
+    def _outdate(self, which: str, version: int | None = None) -> None:
+        """Name some derived files no more, nor an index whose calibration goes; they become outstanding."""
+        version = (self.version if self.action else 0) if version is None else version
+        for where in (which, _ORPHAN):
+            for (file,) in self._db.execute(f"SELECT file FROM derived WHERE {where}").fetchall():
+                self._db.execute("DELETE FROM derived WHERE file = ?", (file,))
+                self.owe("derived", file, version)
 
     def owe(self, what: str, name: str, version: int | None = None) -> None:
         """Note something that holds erased bytes still, until ``settle`` has seen to it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isqrt
@@ -49,6 +49,7 @@ class Clusters:
     gaussians: Gaussians
     whole: Whole
     outside: Tensor  # (K, D) float32, of the cluster's mean about the centre, what the kernel does not see
+    live: Tensor | None = None  # (N,) bool; a row that is not live lies there and counts for nothing; None: all are
 
     @classmethod
     def build(cls, source: Scan, space: Space, seed: int = 0, count: int | None = None) -> Self:
@@ -83,11 +84,11 @@ class Clusters:
         return cls(space, torch.cat(ids)[order], order, reduced, sketch, offsets, gaussians, whole, outside)
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return int(self.counts.sum())
 
     @property
     def counts(self) -> Tensor:
-        """(K,) int64, rows of each cluster."""
+        """(K,) int64, live rows of each cluster."""
         return self.gaussians.counts
 
     @cached_property
@@ -103,7 +104,7 @@ class Clusters:
 
     def of_rows(self) -> Tensor:
         """(N,) int64, the cluster of each row."""
-        return torch.arange(len(self.counts)).repeat_interleave(self.counts)
+        return torch.arange(len(self.counts)).repeat_interleave(self.offsets.diff())
 
     def without(self, gone: Tensor, source: Scan) -> Self:
         """The clusters less the rows with ``gone`` (N,) bool true, which are read from ``source``, still with them.
@@ -113,27 +114,41 @@ class Clusters:
         """
         if not bool(gone.any()):
             return self
-        cluster, kept = self.of_rows(), ~gone
-        counts = torch.bincount(cluster[kept], minlength=len(self.counts))
-        offsets = _offsets(counts)
-        reduced, sketch = self.reduced[kept], self.sketch[kept]
+        if self.live is not None:
+            return self.packed().without(gone[self.live], source)
+        left = self.hiding(gone.nonzero()[:, 0], lambda rows: source.take(self.places[rows]))
+        return replace(left.packed(), places=_renumbered(self.places, gone))
+
+    def hiding(self, gone: Tensor, read: Callable[[Tensor], Block]) -> Self:
+        """The clusters less the live rows numbered ``gone`` (g,), which ``read`` reads in full by these numbers.
+
+        The rows stay in memory, not live, so that what is kept of a row is shared, not copied.
+        Cost: the moments of all clusters are copied, those of the clusters that lost a row are made again.
+        """
+        live = torch.ones(len(self.ids), dtype=torch.bool) if self.live is None else self.live
+        live = live.index_fill(0, gone, False)
+        cluster = torch.bucketize(gone, self.offsets[1:], right=True)
         whole = Whole(*(part.clone() for part in self.whole))
-        for rows in gone.nonzero()[:, 0].split(_at_once(source)):
-            _add(whole, source.take(self.places[rows]), cluster[rows], self.space, -1)
+        for some in torch.arange(len(gone)).split(max(1, BLOCK_ELEMENTS // len(self.space.centre))):
+            _add(whole, read(gone[some]), cluster[some], self.space, -1)
+        lost = cluster.unique()
+        fitted = Gaussians.fit(_slices(self.offsets, self.reduced, self.sketch, lost, live)) if len(lost) else None
+        gaussians = self.gaussians if fitted is None else self.gaussians.but(lost, fitted)
+        counts = gaussians.counts
         whole.sums[counts == 0] = whole.squares[counts == 0] = 0.0
-        lost = cluster[gone].unique()
-        afresh = _outside(whole.sums[lost], counts[lost], self.space)
-        return replace(
-            self,
-            ids=self.ids[kept],
-            places=_renumbered(self.places, gone),
-            reduced=reduced,
-            sketch=sketch,
-            offsets=offsets,
-            gaussians=self.gaussians.but(lost, Gaussians.fit(_slices(offsets, reduced, sketch, lost))),
-            whole=whole,
-            outside=self.outside.index_copy(0, lost, afresh),
-        )
+        outside = self.outside.index_copy(0, lost, _outside(whole.sums[lost], counts[lost], self.space))
+        return replace(self, gaussians=gaussians, whole=whole, outside=outside, live=live)
+
+    def packed(self) -> Self:
+        """The same without the rows that are not live."""
+        if self.live is None:
+            return self
+        kept = {name: getattr(self, name)[self.live] for name in ("ids", "places", "reduced", "sketch")}
+        return replace(self, **kept, offsets=_offsets(self.counts), live=None)
+
+    def first(self, count: int) -> Tensor:
+        """Numbers of the first live rows, at most ``count``."""
+        return torch.arange(len(self.ids))[:count] if self.live is None else self.live.nonzero()[:count, 0]
 
 
 def usual_count(rows: int) -> int:
@@ -160,13 +175,14 @@ def _add(whole: Whole, rows: Block, cluster: Tensor, space: Space, sign: int) ->
 
 
 def _slices(
-    offsets: Tensor, reduced: Tensor, sketch: Tensor, clusters: Tensor | None = None
+    offsets: Tensor, reduced: Tensor, sketch: Tensor, clusters: Tensor | None = None, live: Tensor | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The rows of each cluster, or of some, and their sketches."""
+    """The rows of each cluster, or of some, and their sketches; the live ones (N,) alone where that is given."""
     bounds = offsets.tolist()
     for c in range(len(bounds) - 1) if clusters is None else clusters.tolist():
         here = slice(bounds[c], bounds[c + 1])
-        yield reduced[here], sketch[here]
+        kept = slice(None) if live is None else live[here]
+        yield reduced[here][kept], sketch[here][kept]
 
 
 def _outside(sums: Tensor, counts: Tensor, space: Space) -> Tensor:

@@ -27,14 +27,18 @@ from torch import Tensor
 from negindex import backup
 from negindex.alike import Alike, Likeness, alike, groups_held
 from negindex.backup import Backup, Kept
+from negindex.calibration import Calibration, calibrate
 from negindex.catalogue import Catalogue
 from negindex.checkpoint import Checkpoint
 from negindex.claims import Claims
 from negindex.disk import Disk, writer_lock
-from negindex.errors import InvalidInput, Locked, NotAllowed, OutOfRange, UnknownKey
+from negindex.errors import InvalidInput, Locked, NotAllowed, OutOfRange, ShapeMismatch, UnknownKey
+from negindex.exact import Scan
 from negindex.hamming import NEAR
 from negindex.history import Dead, Difference, claims_at, dead, difference
 from negindex.incoming import check_keys, incoming, some_are
+from negindex.index import is_small
+from negindex.kernel import Kernel
 from negindex.keys import Key
 from negindex.labelled import Labelled
 from negindex.log import Record
@@ -45,7 +49,7 @@ from negindex.partial import Origin, Partial
 from negindex.schema import IN_HOUSE
 from negindex.segments import Holder
 from negindex.snapshot import Snapshot
-from negindex.states import ClaimRecord, Meta, Note, Outstanding, Provenance, SegmentRecord, Version
+from negindex.states import ClaimRecord, DerivedRecord, Meta, Note, Outstanding, Provenance, SegmentRecord, Version
 from negindex.store import CATALOGUE, SEGMENTS, Store
 from negindex.verify import Fault, verify
 
@@ -216,7 +220,8 @@ class Collection(Negatives):
     def compact(self, forget_before: int | None = None, *, reason: str = "", by: str = "") -> int:
         """Merge small files and part withdrawn rows from those in force; returns how many files were rewritten.
 
-        No version changes by it, unless old ones are given up: forget_before gives up the bytes of rows that only
+        The index of a calibrated set is made anew where it lacks many rows. No version changes by it, unless old ones
+        are given up: forget_before gives up the bytes of rows that only
         versions before it read; those versions can no longer be opened, and the log says so.
         """
         if forget_before is not None:
@@ -224,7 +229,78 @@ class Collection(Negatives):
         with self._store.writing():
             if forget_before is not None:
                 self._store.forget(forget_before, Note(reason, by))
-            return self._store.compact()
+            rewritten = self._store.compact()
+        self._index()
+        return rewritten
+
+    def _index(self) -> None:
+        """Make the index of a calibrated set anew where it is missing, damaged, or lacks many rows."""
+        rows = self.snapshot()
+        calibration = self.calibration(rows.version)
+        if calibration is None or is_small(rows) or self._store.is_indexed(rows, calibration.kernel):
+            return
+        self._newest = None  # this handle's own view must not keep the old one
+        self._store.reindex(rows, calibration.kernel)
+
+    # -- calibration -----------------------------------------------------------------------
+
+    def calibrate(
+        self, reference: Negatives | None = None, *, seed: int = 0, by: str = "", reason: str = ""
+    ) -> Calibration:
+        """Learn which kernel denoises the rows in force best, and answer by it from the next version on.
+
+        reference: benign rows that count alike; those that are negatives too are left out. What was learned is a
+        version of its own, on record by its checksum, and asked wherever nobody names a kernel. A large set gets an
+        index, by which it answers in milliseconds; additions and withdrawals follow at once. Old versions go on
+        being answered by what they were calibrated by. For the cost see ``negindex.calibrate`` and ``Mixture.build``.
+        Raises OutOfRange for fewer than 200 rows, and what ``negindex.calibrate`` raises.
+        """
+        while True:
+            rows = self.snapshot()
+            other = None if reference is None else _less(reference.pin(), rows)
+            learned = calibrate(rows, other, seed=seed)
+            against = [] if other is None else [[origin.set_id, origin.version] for origin in other.origins]
+            if self._keep(learned, rows, Note(reason, by, {"reference": against})) is not None:
+                return learned
+
+    def adopt(self, calibration: Calibration, *, by: str = "", reason: str = "") -> int:
+        """Answer by a calibration that was learned elsewhere, such as on a set that this one is the reference of.
+
+        Returns the version. Raises ShapeMismatch where it is made for rows of another size.
+        """
+        projection, elements = calibration.kernel.projection, row_elements(self.shape)
+        if projection is not None and projection.shape[1] != elements:
+            raise ShapeMismatch(
+                f"a calibration for rows of {projection.shape[1]} numbers, and these have {elements}; calibrate the set"
+            )
+        while True:
+            version = self._keep(calibration, self.snapshot(), Note(reason, by))
+            if version is not None:
+                return version
+
+    def calibration(self, version: int | None = None) -> Calibration | None:
+        """The one in force at a version (the newest when None); None where there is none, or an erasure took it.
+
+        Where an erasure took the newest, it is the newest of those that saw none of the erased rows.
+        Raises UnknownVersion, and Damaged where it cannot be read.
+        """
+        number = (self.newest() if version is None else self._catalogue.version(version)).version
+        record = self._catalogue.calibration(number)
+        return None if record is None else self._store.derived.calibration(record)
+
+    def derived(self) -> list[DerivedRecord]:
+        """The files that follow from rows: calibrations and the index; name, checksum, the version that it covers."""
+        return self._catalogue.derived()
+
+    def unindexed(self) -> int | None:
+        """Rows in force that the index lacks, which are scanned; None where there is no index on record."""
+        record = self._catalogue.calibration(self.newest().version)
+        index = None if record is None else self._catalogue.index_of(record.kernel)
+        return None if index is None else self._catalogue.added_since(index.covers)
+
+    def _keep(self, calibration: Calibration, rows: Snapshot, note: Note) -> int | None:
+        self._newest = None
+        return self._store.keep(calibration, rows, note)
 
     # -- backups ---------------------------------------------------------------------------
 
@@ -284,15 +360,17 @@ class Collection(Negatives):
 
         Raises UnknownVersion, and Erased where bytes that the version needs are gone.
         """
-        return Snapshot(self._catalogue, *self._store.parts(version))
+        return Snapshot(self._catalogue, *self._store.parts(version), self._store.derived)
 
     def pin(self) -> Snapshot:
         """The newest version; the same object while nothing changes."""
         newest = self.newest().version
         with self._lock:
             if self._newest is None or self._newest.version != newest:
-                known = None if self._newest is None else (self._newest.version, self._newest.parts)
-                self._newest = Snapshot(self._catalogue, *self._store.parts(None, known))
+                last = self._newest
+                parts = self._store.parts(None, None if last is None else (last.version, last.parts))
+                before = None if last is None else last.so_far
+                self._newest = Snapshot(self._catalogue, *parts, self._store.derived, before=before)
             return self._newest
 
     def where(self, *, label: str) -> Labelled:
@@ -427,6 +505,10 @@ class Collection(Negatives):
     def origins(self) -> tuple[Origin, ...]:
         return self.pin().origins
 
+    @property
+    def default_kernel(self) -> Kernel:
+        return self.pin().default_kernel
+
     def answer(self, query: Query) -> Partial:
         return self.pin().answer(query)
 
@@ -451,3 +533,12 @@ class Collection(Negatives):
         """Those of the rows that no in-house claim names yet."""
         claims = self._catalogue.claims_on(list(ids.values()))
         return [i for i in ids.values() if not any(claim.regime == IN_HOUSE for claim in claims.get(i, ()))]
+
+
+def _less(reference: Negatives, negatives: Snapshot) -> Scan:
+    """The rows of a pinned reference that are not negatives too."""
+    rows = reference.rows if isinstance(reference, Labelled) else reference
+    left = rows.without(negatives.holds(rows.digests().values()))
+    if not isinstance(left, Scan):
+        raise InvalidInput(f"a reference of kind {type(reference).__name__}; give a collection, a snapshot or rows")
+    return left

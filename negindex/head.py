@@ -124,12 +124,16 @@ def _weighed(clusters: Clusters, query: Tensor, variance: Tensor, opened: Tensor
 
 
 def _rows_of(clusters: Clusters, opened: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers and reduced vectors of the rows of the opened clusters; copied in runs, not row by row."""
-    if len(opened) == len(clusters.counts):
+    """Numbers and reduced vectors of the live rows of the opened clusters; copied in runs, not row by row."""
+    if len(opened) == len(clusters.counts) and clusters.live is None:
         return torch.arange(len(clusters)), clusters.reduced
     start, stop = clusters.offsets[opened].tolist(), clusters.offsets[opened + 1].tolist()
     runs = list(zip(start, stop, strict=True))
     numbers, rows = [torch.arange(a, b) for a, b in runs], [clusters.reduced[a:b] for a, b in runs]
+    if clusters.live is not None:
+        for place in (clusters.counts[opened] < clusters.offsets.diff()[opened]).nonzero()[:, 0].tolist():
+            live = clusters.live[slice(*runs[place])]
+            numbers[place], rows[place] = numbers[place][live], rows[place][live]
     return torch.cat(numbers), torch.cat(rows)
 
 

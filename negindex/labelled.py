@@ -10,6 +10,7 @@ from torch import Tensor
 
 from negindex.checkpoint import Checkpoint
 from negindex.errors import EmptySet
+from negindex.kernel import Kernel
 from negindex.moments import Moments
 from negindex.near import Near
 from negindex.negatives import Negatives, Query, Reach
@@ -67,6 +68,10 @@ class Labelled(Negatives):
     def checkpoint(self) -> Checkpoint:
         """The log's root at the version of these rows."""
         return self.rows.checkpoint
+
+    @property
+    def default_kernel(self) -> Kernel:
+        return self.rows.default_kernel
 
     def answer(self, query: Query) -> Partial:
         pinned = self.pin()

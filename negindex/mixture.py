@@ -83,6 +83,10 @@ class Mixture(Negatives):
         return self.source.origins
 
     @property
+    def default_kernel(self) -> Kernel:
+        return self.source.default_kernel
+
+    @property
     def kernel(self) -> Kernel:
         """The kernel that is answered in milliseconds."""
         return self.clusters.space.kernel
@@ -135,7 +139,7 @@ class Mixture(Negatives):
     def _plain(self, query: Query) -> Partial:
         """The answer to pure noise: the plain mean, without a search."""
         batch = len(query.x_t)
-        named = self.clusters.ids[: query.named]
+        named = self.clusters.ids[self.clusters.first(query.named)]
         ids, log_weight = _filled(named, torch.zeros(len(named), dtype=torch.float64), query.named)
         nothing = torch.full((batch,), NEG_INF, dtype=torch.float64)
         return self._partial(

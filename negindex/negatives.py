@@ -110,6 +110,13 @@ class Negatives(ABC):
     def without(self, digests: Collection[str]) -> Negatives:
         """An immutable view of now that leaves out the rows with these digests."""
 
+    @property
+    def default_kernel(self) -> Kernel:
+        """What rows are weighed by where nobody names a kernel: the calibrated one, where the set was calibrated,
+        else the literal one (Kim et al. 2025, Eq. 6).
+        """
+        return LITERAL
+
     def pin(self) -> Negatives:
         """An immutable view of now, for a whole image; an immutable set is its own."""
         return self
@@ -129,7 +136,7 @@ class Negatives(ABC):
         k: at most this many heaviest rows are read in full and named; None leaves it to the engine.
             An exact set reads every row whatever k, and names k of them.
         error: the stated error to reach, relative to the set's rms radius; an exact set's is 0.
-        kernel: None takes the literal kernel (Kim et al. 2025, Eq. 6).
+        kernel: None takes ``default_kernel``.
         At alpha = 0 the answer is the plain mean with log_norm = log N.
         Raises EmptySet, ShapeMismatch, NotFinite, OutOfRange; never returns NaN and never "nothing near".
         """
@@ -193,7 +200,7 @@ class Negatives(ABC):
             raise OutOfRange(f"k = {k}, and the set has {count} rows in force; give 1 <= k <= {count}, or None")
         if error is not None and not 0 < error < float("inf"):
             raise OutOfRange(f"error = {error}; give a positive target such as 0.02, or None")
-        return Query(x_t, level.expand(len(x_t)), kernel or LITERAL, k, error)
+        return Query(x_t, level.expand(len(x_t)), self.default_kernel if kernel is None else kernel, k, error)
 
     def __enter__(self) -> Self:
         return self

@@ -75,36 +75,37 @@ class Segments:
             if path.name not in named:
                 path.unlink()
 
-    def let_go(self, file: str) -> bool:
-        """Remove a file unless somebody reads it; whether it is gone. Nobody new can: the record names it no more."""
-        path = self.folder / file
-        try:
-            handle = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            return True
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        else:
-            self._disk.remove(path)
-            return True
-        finally:
-            os.close(handle)
-
-    def holders(self, file: str) -> list[Holder]:
-        """Processes that have a file open, as far as this system lets one see."""
-        wanted = _quietly(os.stat, self.folder / file)
-        found: dict[int, Holder] = {}
-        for pid, number in _open_files():
-            state = _quietly(os.stat, f"/proc/{pid}/fd/{number}")
-            if wanted is not None and state is not None and os.path.samestat(state, wanted):
-                line = _quietly(Path(f"/proc/{pid}/cmdline").read_bytes) or b""
-                found[pid] = Holder(pid, line.replace(b"\0", b" ").decode(errors="replace").strip())
-        return list(found.values())
-
     def _row_bytes(self) -> int:
         return int(np.prod(self._meta.shape)) * np.dtype(self._meta.dtype).itemsize
+
+
+def let_go(disk: Disk, path: Path) -> bool:
+    """Remove a file unless somebody reads it; whether it is gone. Nobody new can: the record names it no more."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    else:
+        disk.remove(path)
+        return True
+    finally:
+        os.close(handle)
+
+
+def holders(path: Path) -> list[Holder]:
+    """Processes that have a file open, as far as this system lets one see."""
+    wanted = _quietly(os.stat, path)
+    found: dict[int, Holder] = {}
+    for pid, number in _open_files():
+        state = _quietly(os.stat, f"/proc/{pid}/fd/{number}")
+        if wanted is not None and state is not None and os.path.samestat(state, wanted):
+            line = _quietly(Path(f"/proc/{pid}/cmdline").read_bytes) or b""
+            found[pid] = Holder(pid, line.replace(b"\0", b" ").decode(errors="replace").strip())
+    return list(found.values())
 
 
 def _open_files() -> Iterator[tuple[int, int]]:

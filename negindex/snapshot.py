@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -11,23 +15,61 @@ from torch import Tensor
 
 from negindex.catalogue import Catalogue
 from negindex.checkpoint import Checkpoint
+from negindex.derived import Derived
+from negindex.errors import Damaged, Erased, NotAllowed
 from negindex.exact import Block, Scan, check_places
-from negindex.partial import Origin
+from negindex.index import Index, is_small
+from negindex.kernel import LITERAL, Kernel
+from negindex.mixture import Mixture
+from negindex.moments import Moments
+from negindex.negatives import Query
+from negindex.partial import Origin, Partial
 from negindex.segment import Segment
 
 Parts = Mapping[str, tuple[Segment, NDArray[np.int64]]]  # file: it, and the sorted places of its rows in force
 
 
+@dataclass(frozen=True, eq=False)
+class Split:
+    """How a calibrated set is asked: rows that the index holds by the mixture, those that came since by a scan."""
+
+    index: Index
+    mixture: Mixture
+    rest: Snapshot
+    scale: float  # rms radius of the mixture's rows over that of all
+
+
 class Snapshot(Scan):
-    """The rows in force at ``version``. It never changes and never follows; ``len`` is its rows in force."""
+    """The rows in force at ``version``. It never changes and never follows; ``len`` is its rows in force.
+
+    Where the set was calibrated, a large one is asked by a mixture, in milliseconds and with a stated error, when the
+    calibrated kernel is; every other kernel is answered by a scan.
+    """
 
     def __init__(
-        self, catalogue: Catalogue, version: int, parts: Mapping[str, tuple[Segment, NDArray[np.int64]]]
+        self,
+        catalogue: Catalogue,
+        version: int,
+        parts: Mapping[str, tuple[Segment, NDArray[np.int64]]],
+        derived: Derived | None = None,
+        *,
+        before: Split | None = None,
+        whole: bool = True,
     ) -> None:
-        """parts: the sealed files by name, each with the sorted places of its rows in force."""
+        """parts: the sealed files by name, each with the sorted places of its rows in force.
+
+        derived: None where there is nothing but rows. before: how an earlier version was asked, to start from.
+        whole: whether these are all rows in force, and an index may be built of them.
+        """
         self.version, self.parts = version, parts
         self.shape, self.space = catalogue.meta.shape, catalogue.meta.space
-        self._catalogue = catalogue
+        self._catalogue, self._derived, self._whole = catalogue, derived, whole
+        self._record = None if derived is None else catalogue.calibration(version)
+        follows = before is not None and self._record is not None and before.index.kernel == self._record.kernel
+        self._before = before if follows else None
+        self._split: Split | None = None
+        self._was_split = False
+        self._lock = threading.Lock()
         self._parts = [(segment, places) for segment, places in parts.values() if len(places)]
         self._count = sum(len(places) for _, places in self._parts)
 
@@ -42,6 +84,71 @@ class Snapshot(Scan):
     def checkpoint(self) -> Checkpoint:
         """The log's root at this version, signed where a key was given when it was made."""
         return self._catalogue.checkpoint(self.version)
+
+    @cached_property
+    def default_kernel(self) -> Kernel:
+        """The calibrated one, else the literal one; raises Damaged where the calibration cannot be read."""
+        if self._record is None or self._derived is None:
+            return LITERAL
+        calibration = self._derived.calibration(self._record)
+        return LITERAL if calibration is None else calibration.kernel
+
+    def answer(self, query: Query) -> Partial:
+        split = None
+        if self._record is not None and self._record.kernel == query.kernel.fingerprint and not is_small(self):
+            split = self.split(query.kernel)
+        if split is None:
+            return super().answer(query)
+        error = None if query.error is None else query.error / split.scale
+        told = split.mixture.answer(replace(query, error=error))
+        told = replace(told, error=told.error * split.scale)
+        return query.merge(told, split.rest.answer(query)) if len(split.rest) else told
+
+    def split(self, kernel: Kernel) -> Split | None:
+        """How the calibrated kernel is answered; made when it is first asked. None where a scan is the better way.
+
+        Without an index that can be used, one is built in memory.
+        """
+        with self._lock:
+            if not self._was_split:
+                with suppress(NotAllowed):  # the record was closed: the rows are still there to be scanned
+                    self._split = self._made(kernel, self._before)
+                self._was_split, self._before = True, None
+            return self._split
+
+    @property
+    def so_far(self) -> Split | None:
+        """What a later version may start from."""
+        return self._split or self._before
+
+    def _made(self, kernel: Kernel, before: Split | None) -> Split | None:
+        assert self._derived is not None
+        index = self._derived.index(kernel)
+        if index is not None:
+            try:
+                return self._over(index, before.mixture if before is not None and before.index is index else None)
+            except (Erased, Damaged):  # rows that it holds have no bytes any more: it cannot follow
+                pass
+        return self._over(self._derived.remember(Index.build(self, kernel)), None) if self._whole else None
+
+    def _over(self, index: Index, before: Mixture | None) -> Split | None:
+        assert self._derived is not None
+        numbers = {file: index.numbers_of(segment.ids[places]) for file, (segment, places) in self.parts.items()}
+        held = self._scanned({file: numbers[file] >= 0 for file in numbers})
+        rest = self._scanned({file: numbers[file] < 0 for file in numbers})
+        if not len(held):
+            return None
+        known = np.concatenate([some[some >= 0] for some in numbers.values()])
+        mixture = index.over(held, known, self._derived.fetch, None if before is None else before.clusters)
+        if mixture is None:
+            return None
+        of_all = Moments.merge(mixture.moments(), rest.moments())
+        return Split(index, mixture, rest, mixture.clusters.rms / max(of_all.rms, 1e-300))
+
+    def _scanned(self, chosen: Mapping[str, NDArray[np.bool_]]) -> Snapshot:
+        """Some of the rows, by a mask for each file, to be scanned whatever the kernel is."""
+        parts = {file: (segment, places[chosen[file]]) for file, (segment, places) in self.parts.items()}
+        return Snapshot(self._catalogue, self.version, parts)
 
     def blocks(self, size: int) -> Iterator[Block]:
         for segment, places in self._parts:
@@ -68,7 +175,7 @@ class Snapshot(Scan):
     def where(self, *, label: str) -> Snapshot:
         """The rows that were added under ``label``: a set of negatives of its own."""
         wanted = np.array(self._catalogue.labelled(label), np.int64)
-        return self._view(lambda segment, places: places[np.isin(segment.ids[places], wanted)])
+        return self._chosen(lambda segment, places: places[np.isin(segment.ids[places], wanted)])
 
     def digests(self) -> dict[int, str]:
         return self._catalogue.digests([int(i) for segment, places in self._parts for i in segment.ids[places]])
@@ -80,12 +187,15 @@ class Snapshot(Scan):
         gone = [row_id for row_ids in self._with(digests).values() for row_id in row_ids]
         if not gone:
             return self
-        return self._view(lambda segment, places: places[~np.isin(segment.ids[places], gone)])
+        return self._chosen(lambda segment, places: places[~np.isin(segment.ids[places], gone)])
 
-    def _view(self, chosen: Callable[[Segment, NDArray[np.int64]], NDArray[np.int64]]) -> Snapshot:
+    def _chosen(self, chosen: Callable[[Segment, NDArray[np.int64]], NDArray[np.int64]]) -> Snapshot:
+        return self._view({file: chosen(segment, places) for file, (segment, places) in self.parts.items()})
+
+    def _view(self, places: Mapping[str, NDArray[np.int64]]) -> Snapshot:
         """Some of the rows, at the same version."""
-        parts = {file: (segment, chosen(segment, places)) for file, (segment, places) in self.parts.items()}
-        return Snapshot(self._catalogue, self.version, parts)
+        parts = {file: (segment, places[file]) for file, (segment, _) in self.parts.items()}
+        return Snapshot(self._catalogue, self.version, parts, self._derived, before=self.so_far, whole=False)
 
     def _with(self, digests: Collection[str]) -> dict[str, list[int]]:
         """{digest: ids of the rows in this view that have it}."""

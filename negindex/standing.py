@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
@@ -16,7 +17,7 @@ from negindex.logcheck import Log
 from negindex.merkle import HASH_BYTES, leaf_hash
 from negindex.replay import LOST
 
-_OWED = ("file", "journal", "backup")
+_OWED = ("file", "derived", "journal", "backup")
 
 
 class OnRecord(Log):
@@ -37,6 +38,7 @@ class OnRecord(Log):
             ("claim_hashes", lambda: self._check_hashes(taken["claim"])),
             ("blocked", lambda: self._check_blocked(bool(taken["row"] | taken["claim"]))),
             ("segments", self._check_segments),
+            ("derived", lambda: self._check_derived(taken["row"])),
             ("sqlite_sequence", self._check_numbers),
         ):
             with self.section(name):
@@ -54,11 +56,14 @@ class OnRecord(Log):
                 self.faults.add("owed", f"{what!a} {name!a}", "is nothing that can be outstanding")
             elif what in _OWED and not (version in self.sealed or version == last):
                 self.faults.add("owed", f"{what} {name!a}", f"is owed since version {version!a}, which is not there")
-            elif what in ("journal", "backup") and not self._erased_at(version):
+            elif what in ("journal", "backup") and not self._is_of(version, "erase", "restore"):
                 self.faults.add("owed", f"{what} {name!a}", f"is owed since version {version!a}, which erased nothing")
+            elif what in ("file", "derived") and not self._is_of(version, "create", "erase", "forget", "restore"):
+                self.faults.add("owed", f"{what} {name!a}", f"is owed since version {version!a}, which took no bytes")
 
-    def _erased_at(self, version: int) -> bool:
-        return version not in self.sealed or self.sealed[version].action in ("erase", "restore")
+    def _is_of(self, version: int, *actions: str) -> bool:
+        """Whether a version did one of these; version 0, ``create``, stands for what no version took."""
+        return version not in self.sealed or self.sealed[version].action in actions
 
     # -- rows ------------------------------------------------------------------------------
 
@@ -175,6 +180,42 @@ class OnRecord(Log):
         for (segment,) in self.ask(sql):
             self.faults.add("segment", f"number {segment!a}", "is not on record, and rows are said to lie in it")
 
+    def _check_derived(self, taken: set[int]) -> None:
+        """Calibrations are those that versions tell of, but for the ones that saw a row that was erased since."""
+        wanted = {version: told for version, told in self._calibrated() if not self._erased_of(told[2], taken)}
+        found, kernels = {}, {told[0] for told in wanted.values()}
+        for file, kind, kernel, sha256, covers, since in self.ask(
+            "SELECT file, kind, kernel, sha256, covers, since FROM derived ORDER BY since, file"
+        ):
+            if kind == "calibration":
+                found[since] = (kernel, sha256, covers)
+            elif kind != "index" or kernel not in kernels or covers not in self.sealed:
+                said = f"is on record as {kind!a} by kernel {kernel!a} of version {covers!a}, following from nothing"
+                self.faults.add("derived", ascii(file)[1:-1], said)
+        for version in sorted(found.keys() | wanted.keys(), key=str):
+            if found.get(version) != wanted.get(version):
+                said = f"is {found.get(version, 'not there')!a}; by the log it is {wanted.get(version, 'not there')!a}"
+                self.faults.add("derived", f"calibration of version {version!a}", said)
+
+    def _calibrated(self) -> Iterator[tuple[int, tuple[Any, Any, Any]]]:
+        """(version, (kernel, sha256 of its file, version that it saw)) of every calibration that has its words."""
+        for version, said in self.sealed.items():
+            if said.action == "calibrate" and version not in self.lost:
+                for (body,) in self.ask("SELECT body FROM notes WHERE version = ?", version):
+                    told = _told(body)
+                    yield version, (told.get("kernel"), told.get("sha256"), told.get("seen"))
+
+    def _erased_of(self, version: Any, taken: set[int]) -> bool:
+        """Whether a row that was in force at a version is erased."""
+        history = self.history
+        if type(version) is not int:
+            return False
+        saw = (history.added > 0) & (history.added <= version)
+        saw &= (history.withdrawn == 0) | (history.withdrawn > version)
+        gone = history.erased > 0
+        gone[[row for row in taken if row <= history.top]] = True
+        return bool((saw & gone).any())
+
     def _check_numbers(self) -> None:
         """The numbers that are never given twice."""
         ((segment,),) = self.ask("SELECT max(segment) FROM segments")
@@ -203,6 +244,14 @@ def _commitment(kept: list[Any], png: Any, salt: Any) -> str | None:
         return row_commitment(salt, fields)
     except (TypeError, ValueError):  # bytes for text or the other way about, or no UTF-8
         return None
+
+
+def _told(body: Any) -> dict[str, Any]:
+    """A note's words; {} where they cannot be read, which is told elsewhere."""
+    try:
+        return dict(json.loads(body))
+    except (TypeError, ValueError, RecursionError):
+        return {}
 
 
 def _hash(text: Any) -> bytes | None:

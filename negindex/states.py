@@ -47,6 +47,18 @@ class SegmentRecord(NamedTuple):
     last: int | None = None  # None while none has
 
 
+class DerivedRecord(NamedTuple):
+    """A file that follows from rows, as the catalogue knows it."""
+
+    file: str
+    kind: str  # calibration or index
+    kernel: str  # its fingerprint
+    bytes: int
+    sha256: str
+    covers: int  # the version whose rows it was made of
+    since: int  # a calibration's own version, from which it is in force; the newest when an index was made
+
+
 class Provenance(NamedTuple):
     """What is kept of a row's source image, beside the row."""
 
@@ -80,7 +92,7 @@ class Outstanding(NamedTuple):
     """Something that holds erased bytes still, or may."""
 
     version: int  # of the erasure; 0 for what a compaction left
-    what: str  # file, journal or backup
+    what: str  # file, derived, journal or backup
     name: str
 
 

@@ -8,15 +8,18 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from negindex import upkeep
+from negindex import segments, upkeep
 from negindex.alike import Likeness, hashes_of, likeness, listed_near
+from negindex.calibration import Calibration
 from negindex.catalogue import Backup, Catalogue
+from negindex.derived import DERIVED, Derived
 from negindex.disk import Disk, writer_lock
 from negindex.errors import (
     ClaimLive,
@@ -31,14 +34,17 @@ from negindex.errors import (
 )
 from negindex.hamming import Hashes
 from negindex.incoming import Incoming, some_are
+from negindex.index import Index, is_small
+from negindex.kernel import Kernel
 from negindex.keys import Key
 from negindex.regimes import Regime, regime
 from negindex.schema import IN_HOUSE
 from negindex.segment import SEGMENT_BYTES
 from negindex.segments import Holder, Segments
-from negindex.snapshot import Parts
+from negindex.snapshot import Parts, Snapshot
 from negindex.states import NewRow, Note, Outstanding, SegmentRecord
 
+INDEXED = 0.1, 4096  # share of the rows, and number of them, that an index may lack before it is made anew
 CATALOGUE, SEGMENTS, MARK = "catalogue.sqlite", "segments", "BACKUP.json"
 NEW = ".new"  # a directory under this ending was never finished
 Sealed = list[tuple[SegmentRecord, list[NewRow]]]
@@ -55,6 +61,7 @@ class Store:
         self.catalogue = Catalogue(path / CATALOGUE, disk, key)
         self.meta = self.catalogue.meta
         self.segments = Segments(path / SEGMENTS, self.meta, disk)
+        self.derived = Derived(path / DERIVED, self.catalogue, self.segments, disk)
         self._open_up()
 
     def close(self) -> None:
@@ -234,6 +241,46 @@ class Store:
                 "two people release it (`negindex claim release`)"
             )
 
+    # -- what follows from rows ------------------------------------------------------------
+
+    def keep(self, calibration: Calibration, rows: Snapshot, note: Note) -> int | None:
+        """Put a calibration in force, with an index of ``rows`` by it; returns the version.
+
+        None, and nothing is changed, where bytes of the rows were erased or given up meanwhile. Everything that
+        takes long is done before the writer's lock is taken.
+        """
+        index = None if is_small(rows) else Index.build(rows, calibration.kernel)
+        with self.writing():
+            if self.catalogue.lost_since(rows.version):
+                return None
+            kept = self.derived.seal_calibration(calibration, rows.version)
+            files = [kept] if index is None else [kept, self.derived.seal_index(index, rows.version)]
+            words = {"kernel": kept.kernel, "sha256": kept.sha256, "seen": rows.version}
+            with self.catalogue.change("calibrate", replace(note, words={**note.words, **words})) as change:
+                change.derive(files)
+        return change.version
+
+    def is_indexed(self, rows: Snapshot, kernel: Kernel) -> bool:
+        """Whether there is an index that can be used, and that lacks and has to hide but few rows."""
+        index, record = self.derived.index(kernel), self.catalogue.index_of(kernel.fingerprint)
+        if index is None or record is None or index.file != record.file:
+            return False
+        added = self.catalogue.added_since(record.covers)
+        hidden = len(index.clusters.ids) - (len(rows) - added)
+        return max(added, hidden) <= min(INDEXED[0] * len(rows), INDEXED[1])
+
+    def reindex(self, rows: Snapshot, kernel: Kernel) -> bool:
+        """Make the index of ``rows`` anew by a kernel that stays; False where their bytes are gone meanwhile."""
+        index = Index.build(rows, kernel)
+        with self.writing():
+            known = self.catalogue.calibration(self.catalogue.newest().version)
+            if self.catalogue.lost_since(rows.version) or known is None or known.kernel != kernel.fingerprint:
+                return False
+            file = self.derived.seal_index(index, rows.version)
+            with self.catalogue.upkeep() as change:
+                change.derive([file])
+        return True
+
     # -- upkeep ----------------------------------------------------------------------------
 
     def tidy(self) -> None:
@@ -282,11 +329,16 @@ class Store:
 
     def holders(self, one: Outstanding) -> list[Holder]:
         """Who keeps something from being finished, as far as this system tells."""
-        return self.segments.holders(one.name) if one.what == "file" else []
+        folder = self._folder(one)
+        return [] if folder is None else segments.holders(folder / one.name)
+
+    def _folder(self, one: Outstanding) -> Path | None:
+        """Where a file lies that is to be let go."""
+        return {"file": self.segments.folder, "derived": self.derived.folder}.get(one.what)
 
     def _is_done(self, one: Outstanding) -> bool:
-        if one.what == "file":
-            return self.segments.let_go(one.name)
+        if folder := self._folder(one):
+            return segments.let_go(self.disk, folder / one.name)
         if one.what == "journal":
             return self.catalogue.scrub()
         return one.what == "backup" and not self._is_backup and self._is_purged(one.name)
@@ -328,7 +380,7 @@ class Store:
                 change.keep_out(blocked)
                 change.owe("journal", CATALOGUE)
         self.settle()
-        if any(one.what in ("file", "journal") for one in self.catalogue.outstanding()):
+        if any(one.what in ("file", "derived", "journal") for one in self.catalogue.outstanding()):
             raise Locked(f"{self.path} is being read by another program; try again when it is done")
 
     def _open_up(self) -> None:
@@ -336,7 +388,10 @@ class Store:
         try:
             with writer_lock(self.path, wait=0):
                 named = {file.file for file in self.catalogue.segments()}
-                self.segments.sweep(named | {one.name for one in self.catalogue.outstanding()})
+                named |= {file.file for file in self.catalogue.derived()}
+                named |= {one.name for one in self.catalogue.outstanding()}
+                self.segments.sweep(named)
+                self.derived.sweep(named)
                 self._sweep_backups()
                 self.settle()
         except Locked:

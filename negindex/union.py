@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from functools import reduce
 
-from negindex.errors import EmptySet, ShapeMismatch, SpaceMismatch
+from negindex.errors import EmptySet, KernelMismatch, ShapeMismatch, SpaceMismatch
+from negindex.kernel import LITERAL, Kernel
 from negindex.moments import Moments
 from negindex.near import Near
 from negindex.negatives import Negatives, Query, Reach
@@ -39,6 +40,17 @@ class Union(Negatives):
     @property
     def origins(self) -> tuple[Origin, ...]:
         return tuple(dict.fromkeys(origin for member in self.members for origin in member.origins))
+
+    @property
+    def default_kernel(self) -> Kernel:
+        """The one that all members with rows have; raises KernelMismatch where they were calibrated differently."""
+        found = {kernel.fingerprint: kernel for kernel in (m.default_kernel for m in self.members if len(m))}
+        if len(found) > 1:
+            raise KernelMismatch(
+                f"members whose own kernels are {' and '.join(sorted(k.name for k in found.values()))}; name one for "
+                "all (kernel=...), or have them share a calibration (`negindex calibrate SET --like OTHER`)"
+            )
+        return next(iter(found.values()), LITERAL)
 
     def pin(self) -> Union:
         return Union(member.pin() for member in self.members)

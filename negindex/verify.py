@@ -19,6 +19,7 @@ import h5py
 from negindex.audit import Fault, Faults, lossless
 from negindex.catalogue import Catalogue
 from negindex.checkpoint import Checkpoint
+from negindex.derived import DERIVED
 from negindex.disk import Disk, sha256_of, writer_lock
 from negindex.errors import Damaged, Locked
 from negindex.schema import connect, named
@@ -68,6 +69,8 @@ def verify(path: Path | str, checkpoints: Sequence[Checkpoint] = ()) -> Verdict:
             files = Files(path, db, meta, faults, tables.history.top)
             with tables.section("segments"):
                 files.check()
+            with tables.section("derived"):
+                files.check_derived()
     except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # what SQLite says may hold the damaged text
         found = named(error, path / CATALOGUE) if isinstance(error, sqlite3.DatabaseError) else None
         raise found or Damaged(f"{path / CATALOGUE} cannot be read ({error}); restore it from a backup") from error
@@ -90,6 +93,29 @@ class Files:
                 seen.add(file.segment)
                 self._check_one(file)
         self._check_strays()
+
+    def check_derived(self) -> None:
+        """Calibrations and the index, byte for byte; one that was replaced meanwhile is no fault."""
+        sql = "SELECT file, kind, bytes, sha256 FROM derived ORDER BY file"
+        for file, kind, size, digest in self._db.execute(sql).fetchall():
+            remedy = "it is not used, and `negindex compact` makes it anew"
+            remedy = remedy if kind == "index" else "restore it from a backup, or calibrate again"
+            said = self._derived_fault(file, size, digest)
+            still = self._db.execute("SELECT 1 FROM derived WHERE file = ?", (file,)).fetchone()
+            if said and still:
+                self._faults.add("derived", ascii(file)[1:-1], f"{said}; {remedy}")
+
+    def _derived_fault(self, file: object, size: object, digest: object) -> str:
+        folder = self._path / DERIVED
+        if not isinstance(file, str) or (folder / file).parent != folder:
+            return "is no file of this set's folder"
+        try:
+            found = (folder / file).stat().st_size, sha256_of(folder / file)
+        except (OSError, ValueError) as error:
+            return f"cannot be read ({error!a})"
+        self.count, self.bytes = self.count + 1, self.bytes + found[0]
+        said = f"has {found[0]} bytes of sha256 {found[1]}, and was written as {size!a} of {digest!a}"
+        return "" if found == (size, digest) else said
 
     def _named(self) -> list[SegmentRecord]:
         """The files with rows that there were when the catalogue was read."""
@@ -153,10 +179,11 @@ class Files:
         """Files that nothing names, unless a writer is at work, whose they may be."""
         try:
             with writer_lock(self._path, wait=0):
-                sql = "SELECT file FROM segments UNION SELECT name FROM outstanding WHERE what = 'file'"
+                sql = """SELECT file FROM segments UNION SELECT file FROM derived
+                         UNION SELECT name FROM outstanding WHERE what IN ('file', 'derived')"""
                 named = {name for (name,) in self._db.execute(sql)}
-                folder = self._path / SEGMENTS
-                there = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+                folders = [folder for folder in (self._path / SEGMENTS, self._path / DERIVED) if folder.is_dir()]
+                there = {entry.name for folder in folders for entry in folder.iterdir()}
         except Locked:
             return
         for name in sorted(there - named):

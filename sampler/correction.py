@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from negindex.errors import NotFinite, NothingToCompareWith, ShapeMismatch, SpaceMismatch
-from negindex.kernel import LITERAL, Kernel
+from negindex.kernel import Kernel
 from negindex.negatives import Negatives
 from negindex.noise import NoiseLevel
 from negindex.partial import NEG_INF, Partial
@@ -40,6 +40,7 @@ class Correction:
     With a reference the default is the paired rule behind the ratio gate. Without one a gate must be
     named, or a rule that needs none: raises NothingToCompareWith and says the remedies.
     window: where the gate is heard. copies: the copy gate, heard everywhere; None for none.
+    kernel: what both sets are seen through; None takes the negatives' own, also for the reference.
     """
 
     negatives: Negatives
@@ -48,7 +49,7 @@ class Correction:
     rule: Rule | None = None
     gate: Gate | None = None
     window: Window | None = None
-    kernel: Kernel = LITERAL
+    kernel: Kernel | None = None
     copies: CopyGate | None = None
     _pinned: dict[object, Correction] = field(init=False, repr=False, compare=False, default_factory=dict)
 
@@ -91,7 +92,13 @@ class Correction:
         named = reference if shared or named is None else _less(named, negatives)
         gate = self.gate if named is None or not isinstance(self.gate, Ratio) else Ratio(named, self.gate.prior)
         copies = None if self.copies is None else self.copies.sized(negatives, reference)
-        return replace(self, negatives=negatives, reference=reference, gate=gate, copies=copies)
+        kernel = negatives.default_kernel if self.kernel is None else self.kernel
+        return replace(self, negatives=negatives, reference=reference, gate=gate, copies=copies, kernel=kernel)
+
+    @property
+    def weighed_by(self) -> Kernel:
+        """The kernel that was named, or the negatives' own."""
+        return self.negatives.default_kernel if self.kernel is None else self.kernel
 
     def look(
         self,
@@ -109,7 +116,7 @@ class Correction:
         assert self.rule is not None
         level = level.expand(len(x_t))
         unsafe = self.negatives.posterior(x_t, level, kernel=self.kernel)
-        benign = None if self.reference is None else self.reference.posterior(x_t, level, kernel=self.kernel)
+        benign = None if self.reference is None else self.reference.posterior(x_t, level, kernel=unsafe.kernel)
         log_odds = self._odds(x_t, level, unsafe, benign)
         if self.window is not None:
             moment = Moment(level, timestep, fraction() if callable(fraction) else fraction)

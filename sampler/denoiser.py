@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from negindex.kernel import LITERAL, Kernel
+from negindex.kernel import Kernel
 from negindex.negatives import Negatives
 from negindex.noise import NoiseLevel
 from negindex.sampler.correction import Correction
@@ -49,7 +49,7 @@ class SafeDenoiser(Corrected):
         beta_max: float = 1.0,
         *,
         window: Window | None = None,
-        kernel: Kernel = LITERAL,
+        kernel: Kernel | None = None,
     ) -> None:
         rule = SafeDenoising(beta_max)
         super().__init__(denoise, Correction(negatives, rule=rule, gate=gate, window=window, kernel=kernel))
@@ -67,6 +67,6 @@ class PairedDenoiser(Corrected):
         gate: Gate | None = None,
         *,
         window: Window | None = None,
-        kernel: Kernel = LITERAL,
+        kernel: Kernel | None = None,
     ) -> None:
         super().__init__(denoise, Correction(negatives, reference, prior, paired, gate, window, kernel))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from negindex.errors import InvalidInput, NegindexError, NotAllowed, SchedulerReplaced, SpaceMismatch
-from negindex.kernel import LITERAL, Kernel
+from negindex.kernel import Kernel
 from negindex.keys import Key
 from negindex.negatives import Negatives
 from negindex.receipts import Receipt
@@ -45,7 +45,7 @@ def guard(
     rule: Rule | None = None,
     gate: Gate | None = None,
     window: Window | None = None,
-    kernel: Kernel = LITERAL,
+    kernel: Kernel | None = None,
     copies: CopyGate | None = BY_DATA,
     acts_on: ActsOn = "guided",
     on_error: OnError = "raise",
@@ -59,6 +59,8 @@ def guard(
     reference: benign rows in the same space; with one the rule is ``paired`` behind the ratio gate.
     prior: P(unsafe) before the sample is looked at; high where the caller asks for the concept.
     window: where the gate is heard, such as Between(low, high), Timesteps(low, high), Fraction(low, high).
+    kernel: what both sets are seen through; None takes the negatives' own: the calibrated one, where that set was
+        calibrated, else the literal one.
     copies: the copy gate, heard everywhere: a near-copy of one negative is unsafe whatever the gate says. Its
         radius is taken from the data unless one is named; None leaves it out, as the pure theorem does.
     acts_on: what the correction is added to. "guided": what the scheduler steps with. "conditional" or

@@ -16,7 +16,7 @@ CORE, SAMPLER, TOOLS = (Path(p.__file__).parent for p in (negindex, negindex.sam
 LAYERS = [  # lowest first; a module may import from lower layers and, within the store, from its left
     ["errors", "checks", "text", "offline"],
     ["noise", "kmeans", "gaussians", "disk", "merkle", "clocks", "tables", "hamming", "states"],
-    ["keys", "claim_rules", "log"],
+    ["keys", "claim_rules", "log", "tensors"],
     ["regimes", "checkpoint", "schema", "kernel", "segment", "incoming"],
     ["change", "segments", "partial", "receipts", "moments", "projection", "ledger", "audit"],
     ["catalogue", "near", "replay", "proof", "logcheck"],
@@ -26,6 +26,8 @@ LAYERS = [  # lowest first; a module may import from lower layers and, within th
     ["calibration", "head"],
     ["trust"],
     ["mixture"],
+    ["index"],
+    ["derived"],
     ["snapshot"],
     ["store", "labelled"],
     ["claims", "verify", "backup"],

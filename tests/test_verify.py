@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from small_sets import SHAPE, rows
 from test_claims import COUNTER, NOTICE
 
-from negindex import Collection
+from negindex import Calibration, Collection, Kernel
 from negindex.audit import lossless, matched
 from negindex.checkpoint import Checkpoint
 from negindex.disk import sha256_of, writer_lock
@@ -78,6 +78,7 @@ def told(tmp_path_factory):
         held = Collection.open(path).snapshot()
         col.erase(["a"], "asked for")
         assert [one.what for one in col.outstanding()] == ["file"]
+        col.adopt(Calibration(Kernel.floored(0.5), (), 1.0, 200, 0, 0), reason="learned elsewhere")
     with closing(sqlite3.connect(path / "catalogue.sqlite")) as db:
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     yield path
@@ -112,6 +113,7 @@ def test_a_long_history_is_as_it_was_written_and_all_of_it_was_gone_through(told
         kept = [col.checkpoint(version.version) for version in col.versions()]
         assert col.verify(kept) == []
         files = [told / "segments" / file.file for file in col.segments()]
+        files += [told / "derived" / file.file for file in col.derived()]
     found = verify(told, kept)
     assert found.faults == []
     assert (found.versions, found.files) == (len(kept), len(files))
@@ -167,6 +169,7 @@ NAMED_AS = {  # table: how the fault of a change in it begins
     "persons": ("person",),
     "checkpoints": ("checkpoint",),
     "segments": ("segment",),
+    "derived": ("derived",),
     "rows": ("row",),
     "thumbnails": ("row",),
     "claims": ("claim",),

@@ -17,6 +17,7 @@ _COMMANDS = {  # name: (module, what `negindex --help` says)
     "log": ("log", "List what changed, version by version."),
     "diff": ("diff", "Say what changed between two versions."),
     "report": ("report", "Write statements of reasons and monthly summaries."),
+    "calibrate": ("calibrate", "Learn the kernel that denoises a set best."),
     "compact": ("compact", "Merge small files, give up what old versions hold."),
     "verify": ("verify", "Check every byte of a collection against its record."),
     "checkpoint": ("checkpoint", "Export the log's signed root, to keep elsewhere."),

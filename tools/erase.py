@@ -53,7 +53,10 @@ def erase(
         return
     if found:
         ask_first(f"Erase {many} rows from {set_path} for good?", yes)
+    calibrated = collection.derived()
     version = collection.erase(list(dict.fromkeys(keys)), reason, by=by, keep_out=keep_out)
     kept = "their fingerprints are kept out" if keep_out else "no fingerprint is kept"
     click.echo(f"{set_path}: version {version}, {len(collection)} rows in force ({many} erased, {kept})")
+    if any(one.kind == "calibration" for one in set(calibrated) - set(collection.derived())):
+        click.echo(f"{set_path}: its calibration saw the rows and is gone too; run `negindex calibrate`", err=True)
     exit_if_pending(collection)

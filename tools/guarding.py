@@ -79,7 +79,7 @@ _OPTIONS = (
         "--kernel-floor",
         type=float,
         metavar="S",
-        help="Below noise level S keep the kernel as wide as at S (default: literal).",
+        help="Below noise level S keep the kernel as wide as at S (default: the set's own: calibrated, else literal).",
     ),
     click.option("--key", type=_SET, metavar="FILE", help="Sign the receipts with this key (`negindex key new`)."),
 )
@@ -155,7 +155,7 @@ class Asked:
                     rule=self.rule,
                     gate=self.gate,
                     window=self.window,
-                    kernel=Kernel.floored(self.kernel_floor),
+                    kernel=None if self.kernel_floor is None else Kernel.floored(self.kernel_floor),
                     copies=self.copies,
                     on_error=self.on_error,
                     key=self.key,

@@ -76,6 +76,7 @@ def _now(collection: Collection) -> dict[str, Any]:
         "segments": len(files),
         "bytes": sum(file.bytes for file in files),
         "bytes_to_reclaim": dead.bytes,
+        **_kernel(collection),
         "open_claims": _open(collection.claims.every()),
         "next_due": None if due is None else _next(due.claim, due.clock.name, due.clock.due),
         "outstanding": outstanding(collection),
@@ -99,6 +100,26 @@ def _then(collection: Collection, number: int) -> dict[str, Any]:
         "rows_in_force": version.in_force,
         "open_claims": _open(collection.claims_at(number).values()),
         "cannot_be_opened": why,
+    }
+
+
+def _kernel(collection: Collection) -> dict[str, Any]:
+    """The kernel in force, since when, and which rows its index holds; whether it is time to calibrate again."""
+    found = next((one for one in reversed(collection.derived()) if one.kind == "calibration"), None)
+    last = max((version.version for version in collection.versions() if version.action == "calibrate"), default=None)
+    calibration, left = collection.calibration(), collection.unindexed()
+    rows, since = collection.newest().in_force, None if found is None else found.since
+    again = None
+    if last != since:
+        again = f"the calibration of version {last} saw rows that were erased; run `negindex calibrate`"
+    elif calibration is not None and rows >= 2 * max(calibration.rows, 1):
+        again = f"the set has grown from {calibration.rows} rows to {rows}; run `negindex calibrate`"
+    return {
+        "kernel": "literal" if calibration is None else calibration.kernel.name,
+        "calibrated_at": since,
+        "calibrate_again": again,
+        "rows_indexed": 0 if left is None else rows - left,
+        "rows_not_indexed": rows if left is None else left,
     }
 
 
