@@ -97,6 +97,16 @@ class Clusters:
         return float((self.whole.squares.sum() / max(len(self), 1) - apart.square().sum()).clamp_min(0).sqrt())
 
     @cached_property
+    def lengths(self) -> Tensor:
+        """(N,) float32, the squared length of each reduced row."""
+        return torch.einsum("nd,nd->n", self.reduced, self.reduced)
+
+    @cached_property
+    def longest(self) -> float:
+        """The largest of ``lengths``; 0 without rows."""
+        return float(self.lengths.max()) if len(self) else 0.0
+
+    @cached_property
     def mean(self) -> Tensor:
         """(D,) float64, the rows' plain mean."""
         return self.whole.sums.sum(0) / max(len(self), 1)
