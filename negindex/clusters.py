@@ -98,6 +98,16 @@ class Clusters:
         return float((self.whole.squares.sum() / max(len(self), 1) - apart.square().sum()).clamp_min(0).sqrt())
 
     @cached_property
+    def lengths(self) -> Tensor:
+        """(N,) float32, the squared length of each reduced row."""
+        return torch.einsum("nd,nd->n", self.reduced, self.reduced)
+
+    @cached_property
+    def longest(self) -> float:
+        """The largest of ``lengths``; 0 without rows."""
+        return float(self.lengths.max()) if len(self) else 0.0
+
+    @cached_property
     def mean(self) -> Tensor:
         """(D,) float64, the rows' plain mean."""
         return self.whole.sums.sum(0) / max(len(self), 1)
@@ -137,7 +147,10 @@ class Clusters:
         counts = gaussians.counts
         whole.sums[counts == 0] = whole.squares[counts == 0] = 0.0
         outside = self.outside.index_copy(0, lost, _outside(whole.sums[lost], counts[lost], self.space))
-        return replace(self, gaussians=gaussians, whole=whole, outside=outside, live=live)
+        made = replace(self, gaussians=gaussians, whole=whole, outside=outside, live=live)
+        if "lengths" in self.__dict__:  # of the same rows, so they need not be taken again
+            made.__dict__["lengths"] = self.lengths
+        return made
 
     def packed(self) -> Self:
         """The same without the rows that are not live."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +15,9 @@ from negindex.kernel import squared_distances
 from negindex.partial import NEG_INF
 
 _NEGLIGIBLE = 1e-12  # share of the weight below which a row's outside part is not asked for
+_GATHERED = 4  # rows are gathered one by one where so many times as many lie in the stretches
+_CANCELS = 1e-4  # of the squared lengths: where h² is less, float32 cannot tell weights by expanded squares
+_FINITE = 1e30  # squared lengths whose products float32 holds
 _SUBTRACTED = 512  # of the rows weighed, so many heaviest count in float64: where few have all the weight, these do
 
 
@@ -41,6 +46,7 @@ class Head(NamedTuple):
     log_tail: Tensor  # () float64, of clusters in closed form
     inside: Tensor  # (d,) float64, the mean as the kernel sees it, about the centre
     reading: Reading
+    opened: Tensor  # (O,) int64, the clusters whose rows were weighed
     named: Tensor  # (H,) int64, the heaviest rows, heaviest first, by their number in the clusters
     log_weight: Tensor  # (H,) float64, theirs
     tail: Tensor  # () float64, what closed clusters could be wrong about, a length in the rows' units
@@ -55,11 +61,50 @@ class Opened(NamedTuple):
     """The rows of some clusters, weighed."""
 
     clusters: Tensor  # (O,) int64, ascending
+    stretches: Stretches  # where their rows lie
     owner: Tensor  # (n,) int64, each row's place in ``clusters``
     number: Tensor  # (n,) int64
-    rows: Tensor  # (n, d) float32
     log_weight: Tensor  # (n,) float64; the heaviest are subtracted in float64, the others in float32
     heaviest: Tensor  # (H,) int64, places of the heaviest, heaviest first
+
+    def weight(self) -> tuple[Tensor, Tensor]:
+        """(n,) float64 relative to the heaviest, and the log of the sum; exponentials of the light ones in float32."""
+        apart = self.log_weight - self.log_weight[self.heaviest[0]]
+        weight = apart.float().exp().double()
+        weight[self.heaviest] = apart[self.heaviest].exp()
+        return weight, weight.sum().log() + self.log_weight[self.heaviest[0]]
+
+
+class Stretches:
+    """n rows that lie in a few stretches of a table: multiplied where they are, since a copy costs ten times as much.
+
+    By numpy, which takes a third of torch's time for a matrix and one vector on some processors.
+    """
+
+    def __init__(self, offsets: Tensor, clusters: Tensor) -> None:
+        """The rows offsets[c] : offsets[c + 1] of some clusters, ascending; neighbours are one stretch."""
+        start, stop = offsets[clusters], offsets[clusters + 1]
+        first = torch.ones(len(clusters), dtype=torch.bool)
+        first[1:] = start[1:] != stop[:-1]
+        self.bounds = list(zip(start[first].tolist(), stop[first.roll(-1)].tolist(), strict=True))
+        self.numbers = torch.cat([torch.arange(a, b) for a, b in self.bounds])  # (n,) int64
+
+    def products(self, table: Tensor, vector: Tensor) -> Tensor:
+        """Of each row of a table (N, d) with a vector (d,): (n,); all float32."""
+        rows, by, found, done = table.numpy(), vector.numpy(), np.empty(len(self.numbers), np.float32), 0
+        for a, b in self.bounds:
+            np.matmul(rows[a:b], by, out=found[done : (done := done + b - a)])
+        return torch.from_numpy(found)
+
+    def weighted(self, table: Tensor, weight: Tensor) -> Tensor:
+        """The sum of the rows of a table (N, d) float32 by weights (n,) float64: (d,) float64."""
+        heavy = (weight > _NEGLIGIBLE).nonzero()[:, 0]
+        if _GATHERED * len(heavy) < len(weight):
+            return (weight[heavy].float() @ table.index_select(0, self.numbers[heavy])).double()
+        rows, share, total, done = table.numpy(), weight.float().numpy(), np.zeros(table.shape[1]), 0
+        for a, b in self.bounds:
+            total += share[done : (done := done + b - a)] @ rows[a:b]
+        return torch.from_numpy(total)
 
 
 def weigh(clusters: Clusters, query: Tensor, variance: Tensor, told: Told, effort: Effort, named: int) -> Head:
@@ -72,10 +117,11 @@ def weigh(clusters: Clusters, query: Tensor, variance: Tensor, told: Told, effor
     opened = choose(told, clusters.counts, effort.weighed, named)
     seen = _weighed(clusters, query, variance, opened, max(effort.read, named))
     log_closed = told.log_mass.index_fill(0, opened, NEG_INF)
-    log_tail = log_closed.logsumexp(0)
-    log_norm = torch.logaddexp(seen.log_weight.logsumexp(0), log_tail)
-    weight, closed = (seen.log_weight - log_norm).exp(), (log_closed - log_norm).exp()
-    inside = (weight.float() @ seen.rows).double() + closed @ told.mean
+    log_tail, (weight, log_weighed) = log_closed.logsumexp(0), seen.weight()
+    log_norm = torch.logaddexp(log_weighed, log_tail)
+    weight *= (log_weighed - log_norm).exp() / weight.sum()
+    closed = (log_closed - log_norm).exp()
+    inside = seen.stretches.weighted(clusters.reduced, weight) + closed @ told.mean
 
     read = seen.heaviest[: effort.read]
     read = read[weight[read] > _NEGLIGIBLE]
@@ -88,6 +134,7 @@ def weigh(clusters: Clusters, query: Tensor, variance: Tensor, told: Told, effor
         log_tail=log_tail,
         inside=inside,
         reading=reading,
+        opened=opened,
         named=seen.number[seen.heaviest[:named]],
         log_weight=seen.log_weight[seen.heaviest[:named]],
         tail=(most * (far + told.spread)).sum().sqrt(),  # the root of what they add to the second moment, at most
@@ -112,29 +159,34 @@ def choose(told: Told, counts: Tensor, weighed: int, named: int) -> Tensor:
 
 def _weighed(clusters: Clusters, query: Tensor, variance: Tensor, opened: Tensor, heaviest: int) -> Opened:
     """Weigh the rows of the opened clusters, at least the ``heaviest`` of them in float64."""
-    number, rows = _rows_of(clusters, opened)
-    heaviest = min(max(heaviest, _SUBTRACTED), len(rows))
-    near = torch.cdist(query.float()[None], rows, compute_mode="donot_use_mm_for_euclid_dist")[0]
-    log_weight = near.double().square() / (-2 * variance)
-    top = log_weight.topk(heaviest).indices
-    log_weight[top] = squared_distances(query[None], rows[top].double())[0] / (-2 * variance)
-    top = top[log_weight[top].argsort(descending=True, stable=True)]
-    owner = torch.arange(len(opened)).repeat_interleave(clusters.counts[opened])
-    return Opened(opened, owner, number, rows, log_weight, top)
-
-
-def _rows_of(clusters: Clusters, opened: Tensor) -> tuple[Tensor, Tensor]:
-    """Numbers and reduced vectors of the live rows of the opened clusters; copied in runs, not row by row."""
-    if len(opened) == len(clusters.counts) and clusters.live is None:
-        return torch.arange(len(clusters)), clusters.reduced
-    start, stop = clusters.offsets[opened].tolist(), clusters.offsets[opened + 1].tolist()
-    runs = list(zip(start, stop, strict=True))
-    numbers, rows = [torch.arange(a, b) for a, b in runs], [clusters.reduced[a:b] for a, b in runs]
+    stretches = Stretches(clusters.offsets, opened)
+    number = stretches.numbers
+    squared = _squared(clusters, query, variance, stretches)
     if clusters.live is not None:
-        for place in (clusters.counts[opened] < clusters.offsets.diff()[opened]).nonzero()[:, 0].tolist():
-            live = clusters.live[slice(*runs[place])]
-            numbers[place], rows[place] = numbers[place][live], rows[place][live]
-    return torch.cat(numbers), torch.cat(rows)
+        squared.masked_fill_(~clusters.live[number], inf)
+    live = int(clusters.counts[opened].sum())
+    top = squared.topk(min(max(heaviest, _SUBTRACTED), live), largest=False).indices
+    log_weight = squared / (-2 * variance)
+    log_weight[top] = squared_distances(query[None], clusters.reduced[number[top]].double())[0] / (-2 * variance)
+    top = top[log_weight[top].argsort(descending=True, stable=True)]
+    owner = torch.arange(len(opened)).repeat_interleave(clusters.offsets.diff()[opened])
+    return Opened(opened, stretches, owner, number, log_weight, top)
+
+
+def _squared(clusters: Clusters, query: Tensor, variance: Tensor, stretches: Stretches) -> Tensor:
+    """||query - z||² of the rows, (n,) float64 of float32 products: squares expanded where the kernel is wide."""
+    if not wide_enough(clusters, query, variance):
+        rows = clusters.reduced[stretches.numbers]
+        return torch.cdist(query.float()[None], rows, compute_mode="donot_use_mm_for_euclid_dist")[0].double().square()
+    lengths = clusters.lengths[stretches.numbers]
+    squared = (lengths - 2 * stretches.products(clusters.reduced, query.float())).double()
+    return squared.add_(query.square().sum()).clamp_min_(0)
+
+
+def wide_enough(clusters: Clusters, query: Tensor, variance: Tensor) -> bool:
+    """Whether float32 tells the weights of rows by expanded squares, of all queries (..., d) with their h²."""
+    longest = float(query.square().sum(-1).max()) + clusters.longest
+    return longest < _FINITE and float(variance.min()) >= _CANCELS * longest
 
 
 def _reading(clusters: Clusters, seen: Opened, weight: Tensor, read: Tensor, closed: Tensor) -> Reading:
@@ -149,13 +201,11 @@ def _reading(clusters: Clusters, seen: Opened, weight: Tensor, read: Tensor, clo
     each = share / (counts - seen.owner[read].bincount(minlength=len(counts))).clamp_min(1)
     less, instead = each[seen.owner[read]], each * counts
     row_weight, cluster_weight = weight[read] - less, closed.index_add(0, seen.clusters, instead)
-    owed = unread.index_copy(0, read, less)
-    heavy = (owed > _NEGLIGIBLE).nonzero()[:, 0]
-    owed_mark = owed[heavy].float() @ clusters.sketch.index_select(0, seen.number[heavy])
+    owed = seen.stretches.weighted(clusters.sketch, unread.index_copy(0, read, less))
     return Reading(
         rows=seen.number[read],
         row_weight=row_weight,
         cluster_weight=cluster_weight,
         mark=cluster_weight @ marks + row_weight @ clusters.sketch[seen.number[read]].double(),
-        lacking=owed_mark.double() - instead @ marks[seen.clusters],
+        lacking=owed - instead @ marks[seen.clusters],
     )

@@ -154,13 +154,7 @@ class Mixture(Negatives):
 
     def _modelled(self, query: Query) -> Partial:
         """Head and tail of every sample; then the rows that they need, read once for all of them."""
-        points, variance = self.clusters.space.place(query.y), query.kernel.variance(query.level)
-        told = self.clusters.gaussians.seen_from(points, variance)
-        heads, errors = [], []
-        for b, s in enumerate(query.level.s.tolist()):
-            head, error = self._head(query, points[b], variance[b], told.about(b), s)
-            heads.append(head)
-            errors.append(error)
+        heads, errors = zip(*self.heads(query), strict=True)
         named = [_filled(self.clusters.ids[head.named], head.log_weight, query.named) for head in heads]
         return self._partial(
             log_norm=torch.stack([head.log_norm for head in heads]),
@@ -171,6 +165,14 @@ class Mixture(Negatives):
             ids=torch.stack([ids for ids, _ in named]),
             log_weight=torch.stack([log_weight for _, log_weight in named]),
         )
+
+    def heads(self, query: Query) -> list[tuple[Head, float]]:
+        """Of each sample, what memory says and which rows it needs, and the error that is stated for it."""
+        points, variance = self.clusters.space.place(query.y), query.kernel.variance(query.level)
+        told = self.clusters.gaussians.seen_from(points, variance)
+        return [
+            self._head(query, points[b], variance[b], told.about(b), s) for b, s in enumerate(query.level.s.tolist())
+        ]
 
     def _head(self, query: Query, point: Tensor, variance: Tensor, told: Told, s: float) -> tuple[Head, float]:
         """Of the efforts, the cheapest that reaches the error asked for, or the last; and its stated error."""

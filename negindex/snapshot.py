@@ -167,7 +167,7 @@ class Snapshot(Scan):
             if here.start < here.stop:
                 some = own[asked[here] - start]
                 rows = np.empty((len(order), *self.shape), segment.rows.dtype) if rows is None else rows
-                ids[order[here]], rows[order[here]] = segment.ids[some], segment.rows[some]
+                ids[order[here]], rows[order[here]] = segment.ids[some], segment.take(some)
             start += len(own)
         found = torch.empty(0, *self.shape) if rows is None else torch.from_numpy(rows)
         return Block(torch.from_numpy(ids), found.flatten(1))

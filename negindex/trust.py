@@ -12,7 +12,7 @@ from torch import Tensor
 
 from negindex.clusters import Clusters
 from negindex.exact import Scan
-from negindex.head import Effort, Head, weigh
+from negindex.head import Effort, Head, weigh, wide_enough
 from negindex.noise import NoiseLevel
 from negindex.partial import NEG_INF
 from negindex.projection import generator, geometric
@@ -114,13 +114,18 @@ def exact(clusters: Clusters, query: Tensor, variance: Tensor) -> Tensor:
     start = 0
     for chunk in chunks:
         here = slice(start, start := start + chunk.shape[1])
-        weight = (chunk - log_norm).exp().float()
+        weight = (chunk - log_norm).float().exp()
         total += torch.cat([weight @ clusters.reduced[here], weight @ clusters.sketch[here]], 1)
     return total
 
 
 def _log_weights(clusters: Clusters, query: Tensor, variance: Tensor) -> Iterator[Tensor]:
     """(B, n) float64, of each stretch of rows in turn."""
-    for rows in clusters.reduced.split(max(1, _CHUNK // len(query))):
-        near = torch.cdist(query.float(), rows, compute_mode="donot_use_mm_for_euclid_dist")
-        yield near.double().square() / (-2 * variance[:, None])
+    wide, some = wide_enough(clusters, query, variance), max(1, _CHUNK // len(query))
+    own, asked = query.square().sum(1, keepdim=True), query.float()
+    for rows, lengths in zip(clusters.reduced.split(some), clusters.lengths.split(some), strict=True):
+        if wide:
+            squared = torch.addmm(lengths, asked, rows.T, alpha=-2).double().add_(own)
+        else:
+            squared = torch.cdist(asked, rows, compute_mode="donot_use_mm_for_euclid_dist").double().square_()
+        yield squared.div_(-2 * variance[:, None])

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from negindex.tools.bench_placement import placement
+from negindex.tools.bench_posterior import posterior
 from negindex.tools.bench_takedown import takedown
 from negindex.tools.common import errors_to_exit_codes, machine, quiet_diffusers
 
@@ -25,6 +26,7 @@ def bench() -> None:
 
 
 bench.add_command(placement)
+bench.add_command(posterior)
 bench.add_command(takedown)
 
 

@@ -1,0 +1,109 @@
+"""``negindex bench posterior``: how fast look-ups in a large set are, and how near to the exact sums of all rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+
+from negindex.tools.bench_measure import BATCH, CALIBRATED, LITERAL, Plan, measured
+from negindex.tools.bench_table import printed
+from negindex.tools.common import errors_to_exit_codes
+from negindex.tools.options import AS_JSON
+
+
+@click.command(
+    epilog="""\b
+Example:
+  negindex bench posterior --rows 60000 --shape 4,32,32
+"""
+)
+@click.option("--rows", type=click.IntRange(800), default=60_000, show_default=True, help="Negatives in the set.")
+@click.option("--shape", default="4,32,32", show_default=True, help="One row's shape: channels, height, width.")
+@click.option(
+    "--levels", metavar="S,S,...", help="Noise levels s = sigma / alpha.  [default: the 11 that calibration uses]"
+)
+@click.option(
+    "--kernel",
+    "kernels",
+    type=click.Choice([CALIBRATED, LITERAL]),
+    multiple=True,
+    default=[CALIBRATED],
+    show_default=True,
+    help="Whose answers; every row is read for the literal one.",
+)
+@click.option("--k", type=click.IntRange(1), help="Rows to read in full, at most.")
+@click.option("--error", type=click.FloatRange(0, min_open=True), help="Stated error to reach.")
+@click.option("--queries", type=click.IntRange(BATCH), default=50, show_default=True, help="Of each kind, a level.")
+@click.option("--seed", default=0, show_default=True, help="Of rows, queries, calibration and index.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads that torch may use.")
+@click.option(
+    "--keep",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Leave the sets there, and take those that lie there already; else a temporary folder goes away.",
+)
+@AS_JSON
+@errors_to_exit_codes
+def posterior(
+    rows: int,
+    shape: str,
+    levels: str | None,
+    kernels: Sequence[str],
+    k: int | None,
+    error: float | None,
+    queries: int,
+    seed: int,
+    threads: int,
+    keep: Path | None,
+    as_json: bool,
+) -> None:
+    """Time look-ups in a large set, and hold them against the exact sums over all rows.
+
+    Rows are simulated latents in a collection on disk, with a quarter as many benign ones beside them as a reference.
+    Asked are held-out negatives, benign images, and what a simulated model sees on a sampler's way down.
+
+    Times are milliseconds, median and 99th percentile: alone, four at once, and alone with the files dropped from
+    the page cache; but for those, each was asked once before. cpu: what the processor spent, median; MB: what came
+    from the disk. Errors are of the posterior mean in the full space, over the rms radius. holds: how often the
+    stated one is at least the true one; times: how many times, in the median, errors below 0.001 aside; diff: the
+    error of E_ref - E_unsafe, over its norm. Exact sums are of the same kernel in the same run: float64 weights,
+    float32 products summed in float64.
+    """
+    import torch
+
+    from negindex.calibration import LEVELS
+
+    torch.set_num_threads(threads)
+    at = LEVELS if levels is None else _numbers(levels, float, "--levels")
+    plan = Plan(rows, _numbers(shape, int, "--shape"), sorted(at), tuple(kernels), k, error, queries, seed)
+    with _folder(keep) as folder:
+        told = measured(plan, folder, lambda said: click.echo(said, err=True))
+    click.echo(json.dumps(told) if as_json else "\n".join(printed(told)))
+
+
+def _numbers(text: str, kind: Callable[[str], Any], option: str) -> tuple[Any, ...]:
+    """The numbers between commas."""
+    try:
+        numbers = tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        numbers = (0,)
+    if not all(0 < number < float("inf") for number in numbers):
+        raise click.BadParameter(f"{text!r}; give positive numbers with commas between them", param_hint=option)
+    return numbers
+
+
+@contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    """Where the sets lie: the folder named, or a temporary one."""
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        yield keep
+        return
+    with TemporaryDirectory(prefix="negindex-bench-") as folder:
+        yield Path(folder)
