@@ -92,13 +92,24 @@ class Segment:
         return len(self.ids)
 
 
-def _mapped(path: Path, h5: h5py.File, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.generic]:
-    """The data set as a read-only map; refuses whatever would read another file or run a plugin."""
-    if not isinstance(h5.get(name, getlink=True), h5py.HardLink):
+def plain_data(path: Path, h5: h5py.File, name: str) -> h5py.Dataset:
+    """A data set of the file's top level that lies whole and unpacked inside it.
+
+    Raises Damaged for whatever would read another file or run a plugin: links, external storage, views, filters.
+    """
+    if "/" in name or not isinstance(h5.get(name, getlink=True), h5py.HardLink):
         raise Damaged(f"{path}: {name!r} is a link to elsewhere; restore the file from a backup")
     data = h5[name]
     plain = isinstance(data, h5py.Dataset) and not (data.external or data.is_virtual or data.chunks)
-    if not plain or data.shape != shape or data.dtype != dtype or data.id.get_offset() is None:
+    if not plain or data.id.get_offset() is None:
+        raise Damaged(f"{path}: {name!r} is no contiguous data set inside the file; restore it from a backup")
+    return data
+
+
+def _mapped(path: Path, h5: h5py.File, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.generic]:
+    """The data set as a read-only map."""
+    data = plain_data(path, h5, name)
+    if data.shape != shape or data.dtype != dtype:
         raise Damaged(
             f"{path}: {name!r} is no contiguous data set of {np.dtype(dtype)} and shape {shape} inside the file; "
             "restore it from a backup"
