@@ -178,6 +178,10 @@ class Listed:
     def count(self) -> int | None:
         return None
 
+    def has_images(self) -> bool:
+        """Whether some line names an image, by its ending."""
+        return any(line.lower().endswith(IMAGE_SUFFIXES) for line in _lines(self.path))
+
     def _named(self, line: str, place: str, shape: tuple[int, ...]) -> Iterator[Item]:
         file = self.path.parent / line
         key = line.removeprefix(f"{self.path.parent.resolve()}/").lstrip("/")

@@ -91,6 +91,7 @@ def _headers(stream: _Stream) -> Iterator[tuple[tarfile.TarInfo, str]]:
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+            stream.finish()
             return
         except (tarfile.HeaderError, ValueError) as error:
             raise stream.damaged(str(error)) from error
@@ -173,6 +174,11 @@ class _Stream:
             if not part:
                 raise self.damaged("cut short")
             size -= len(part)
+
+    def finish(self) -> None:
+        """Unpack what is left, so that a compressed archive's own checksum is looked at."""
+        while self._packed and self._some(STREAMED):
+            pass
 
     def damaged(self, why: str) -> ImageRefused:
         """What is raised where the archive cannot be read on."""

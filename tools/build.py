@@ -188,9 +188,12 @@ def merge(
 
 def _with_images(sources: list[Source]) -> list[Source]:
     """Those whose inputs may be images."""
-    from negindex.sampler.sources import Array, Held
+    from negindex.sampler.sources import Array, Held, Listed
 
-    return [source for source in sources if not isinstance(source, Array | Held)]
+    ready = (source for source in sources if isinstance(source, Array | Held))
+    lists = (source for source in sources if isinstance(source, Listed) and not source.has_images())
+    rows = [*ready, *lists]
+    return [source for source in sources if source not in rows]
 
 
 def _encoder(
@@ -251,7 +254,9 @@ def _made_for_rows(
     else:
         if space is None and pipeline is None:
             raise click.UsageError("an array does not say what its rows are: name the --pipeline, or the --space")
-        shape = first.row_shape() if isinstance(first, Array) else ()
+        if not isinstance(first, Array):
+            raise click.UsageError("a list does not say its rows' shape: name one array before it, or add it to a set")
+        shape = first.row_shape()
         space = space or _space_of(pipeline)
     check_parts(shape, space, sources)
     return Collection.create(path, shape, space, dtype=dtype, key=key)
