@@ -357,7 +357,8 @@ class Collection(Negatives):
         found = {row: key for key, (row, _, live) in self._catalogue.held(source_keys).items() if live}
         claims = self._catalogue.claims_on(list(found))
         ours = {row for row, some in claims.items() if any(claim.regime == IN_HOUSE for claim in some)}
-        return {found[row]: Held(row, *rest, row in ours) for row, *rest in self._catalogue.made_of(list(found))}
+        made = self._catalogue.made_of(list(found))
+        return {found[row]: Held(row, digest, image, added, row in ours) for row, digest, image, added in made}
 
     def stored(self, ids: Sequence[int]) -> Incoming:
         """Rows as they were stored, with their keys, labels and what is kept of their sources, to be added elsewhere.

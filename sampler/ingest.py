@@ -240,12 +240,12 @@ class _Run:
         """Places of the rows that can be stored, the first under each key."""
         flat = rows.reshape(len(rows), -1)
         finite = np.isfinite(flat).all(axis=1)
-        empty = ~flat.any(axis=1)
+        some = np.asarray(flat.any(axis=1))
         first: dict[str, int] = {}
         for place, item in enumerate(batch.items):
             if not finite[place]:
                 self._say(item, REFUSED, _not_finite(batch.rows[place], rows.dtype))
-            elif item.row is not None and empty[place]:
+            elif item.row is not None and item.kept is None and not some[place]:
                 self._say(item, REFUSED, "a row of nothing but zeros; leave it out")
             elif item.key in first:
                 batch.again.append((place, first[item.key]))

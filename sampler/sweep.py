@@ -113,7 +113,8 @@ def look(
     spare: may mark inputs as done before they are decoded.
     """
     count = 0
-    for some in _gathered(items):
+    gathered: Iterator[list[Look[T]]] = _gathered(items)
+    for some in gathered:
         _refuse_barred(collection, some)
         spare([one for one in some if not one.refusal])
         for one in some:

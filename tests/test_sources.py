@@ -1,4 +1,4 @@
-"""What people have: folders, lists, WebDataset tars, arrays, other sets; each input once, nothing written, in limits."""
+"""What people have: folders, lists, WebDataset tars, arrays, other sets; each input once, within limits."""
 
 import gc
 import gzip
@@ -367,7 +367,7 @@ def a_group(path, tmp_path):
 def test_hdf5_that_reads_elsewhere_is_refused_unread(tmp_path, make):
     """Case 8."""
     make(tmp_path / "a.h5", tmp_path)
-    with pytest.raises(Damaged, match="link to elsewhere|no contiguous data set"):
+    with pytest.raises(Damaged, match=r"link to elsewhere|no contiguous data set"):
         rows_in(tmp_path / "a.h5")
     assert list(told(tmp_path / "a.h5")) == ["a.h5"]
 
@@ -439,10 +439,9 @@ def test_of_several_arrays_the_one_named_rows_is_meant(tmp_path):
 
 def a_set(path, count, shape=SHAPE, space="vae x", dtype="float16"):
     collection = Collection.create(path, shape, space, dtype=dtype)
-    collection.add(
-        rows(count).reshape(count, *SHAPE)[:, : shape[0]], [f"k{i}" for i in range(count)], label=["odd", None] * (count // 2),
-        embeddings=np.eye(count, 3),
-    )  # fmt: skip
+    labels = ["odd", None] * (count // 2)
+    keys = [f"k{i}" for i in range(count)]
+    collection.add(rows(count)[:, : shape[0]], keys, label=labels, embeddings=np.eye(count, 3))
     return collection
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from negindex.tools.bench_build import build
 from negindex.tools.bench_placement import placement
 from negindex.tools.bench_takedown import takedown
 from negindex.tools.common import errors_to_exit_codes, machine, quiet_diffusers
@@ -24,6 +25,7 @@ def bench() -> None:
     """Measure what things cost on this machine."""
 
 
+bench.add_command(build)
 bench.add_command(placement)
 bench.add_command(takedown)
 
