@@ -16,6 +16,7 @@ from PIL import Image
 
 from negindex.collection import Collection
 from negindex.errors import ContentRefused, Damaged, DuplicateKey, NotThere, ShapeMismatch
+from negindex.incoming import finite_rows
 from negindex.sampler.corpus import check_space
 from negindex.sampler.encode import PIXELS, Encoder
 from negindex.sampler.sources import DEFAULTS, Held, Item, Limits, Source
@@ -238,14 +239,13 @@ class _Run:
 
     def _sound(self, batch: _Batch, rows: NDArray[np.generic]) -> list[int]:
         """Places of the rows that can be stored, the first under each key."""
-        flat = rows.reshape(len(rows), -1)
-        finite = np.isfinite(flat).all(axis=1)
-        some = np.asarray(flat.any(axis=1))
+        finite = finite_rows(rows)
+        corner = rows.reshape(len(rows), -1)[:, 0] == 0  # few rows need to be looked through for another number
         first: dict[str, int] = {}
         for place, item in enumerate(batch.items):
             if not finite[place]:
                 self._say(item, REFUSED, _not_finite(batch.rows[place], rows.dtype))
-            elif item.row is not None and item.kept is None and not some[place]:
+            elif item.row is not None and item.kept is None and corner[place] and not rows[place].any():
                 self._say(item, REFUSED, "a row of nothing but zeros; leave it out")
             elif item.key in first:
                 batch.again.append((place, first[item.key]))
