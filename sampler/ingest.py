@@ -160,13 +160,13 @@ class _Run:
         self._batch = _Batch()
         self._row_bytes = int(np.prod(collection.shape)) * np.dtype(collection.dtype).itemsize
 
-    def make(self, image: Image.Image, name: str) -> NDArray[np.generic]:
+    def make(self, image: Image.Image, name: str) -> NDArray[Any]:
         """The row of an image, as it will be stored; what is beyond the stored type becomes Inf."""
         row = self._encoder.row(image, name) if self._encoder is not None else np.zeros(0, np.float32)
         with np.errstate(over="ignore"):
             return row.astype(self._collection.dtype)
 
-    def spare(self, some: Sequence[Look[NDArray[np.generic]]]) -> None:
+    def spare(self, some: Sequence[Look[NDArray[Any]]]) -> None:
         """Mark images that are in force already; the set's space and shape say how their rows were made."""
         images = [one for one in some if one.likeness.content]
         held = self._collection.held([one.key for one in images])
@@ -179,7 +179,7 @@ class _Run:
             elif self._encoder is None:
                 one.refusal = "an image, and nothing makes rows of images here; name the model's image size (--size)"
 
-    def take(self, one: Look[NDArray[np.generic]]) -> None:
+    def take(self, one: Look[NDArray[Any]]) -> None:
         """Have one input go in with the next version, unless it is done with."""
         if one.done:
             return
@@ -237,7 +237,7 @@ class _Run:
                 left = []
         self._repeated(batch, rows)
 
-    def _sound(self, batch: _Batch, rows: NDArray[np.generic]) -> list[int]:
+    def _sound(self, batch: _Batch, rows: NDArray[Any]) -> list[int]:
         """Places of the rows that can be stored, the first under each key."""
         finite = finite_rows(rows)
         corner = rows.reshape(len(rows), -1)[:, 0] == 0  # few rows need to be looked through for another number
@@ -266,7 +266,7 @@ class _Run:
             self._say(item, how, "", found.row, found.added, digest)
             batch.ends[place] = found.row, found.added, digest
 
-    def _repeated(self, batch: _Batch, rows: NDArray[np.generic]) -> None:
+    def _repeated(self, batch: _Batch, rows: NDArray[Any]) -> None:
         """Tell of inputs whose key came twice in one version."""
         for place, first in batch.again:
             same = rows[place].tobytes() == rows[first].tobytes()
@@ -301,18 +301,18 @@ class _Batch:
 
     def __init__(self) -> None:
         self.items: list[Item] = []
-        self.rows: list[NDArray[np.generic]] = []
+        self.rows: list[NDArray[Any]] = []
         self.kept: list[Provenance] = []
         self.again: list[tuple[int, int]] = []  # (place, place of the first under the same key)
         self.ends: dict[int, tuple[int, int, str]] = {}  # place: (row, version, sha256)
         self.since = time.monotonic()
 
-    def add(self, item: Item, row: NDArray[np.generic], kept: Provenance) -> None:
+    def add(self, item: Item, row: NDArray[Any], kept: Provenance) -> None:
         self.items.append(item)
         self.rows.append(row)
         self.kept.append(kept)
 
-    def stacked(self, shape: tuple[int, ...], dtype: str) -> NDArray[np.generic]:
+    def stacked(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
         """The rows (N, *S) as they will be stored; what is beyond the stored type is Inf."""
         rows = np.empty((len(self.rows), *shape), dtype)
         with np.errstate(over="ignore"):
@@ -321,7 +321,7 @@ class _Batch:
         return rows
 
 
-def _not_finite(row: NDArray[np.generic], dtype: np.dtype[Any]) -> str:
+def _not_finite(row: NDArray[Any], dtype: np.dtype[Any]) -> str:
     if np.isnan(row).any():
         return "a row that holds NaN; leave it out"
     if np.isinf(row).any() and row.dtype != dtype:
