@@ -218,6 +218,10 @@ class Catalogue:
         sql = "SELECT source_key, id, sha256, added IS NOT NULL FROM rows WHERE withdrawn IS NULL AND source_key IN"
         return {key: (row_id, digest, bool(live)) for key, row_id, digest, live in self._each(sql, source_keys)}
 
+    def made_of(self, ids: Sequence[int]) -> list[tuple[int, str, str | None, int]]:
+        """(id, sha256, sha256 of its source image, version that it came into force at) of rows."""
+        return list(self._each("SELECT id, sha256, image_sha256, added FROM rows WHERE id IN", ids))
+
     def ids_under(self, source_keys: Sequence[str]) -> dict[str, list[int]]:
         """{source key: ids of every row that has it}, in force or not."""
         sql = "SELECT source_key, id FROM rows WHERE withdrawn IS {} NULL AND source_key IN"  # an index for each half

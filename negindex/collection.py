@@ -36,7 +36,7 @@ from negindex.errors import InvalidInput, Locked, NotAllowed, OutOfRange, ShapeM
 from negindex.exact import Scan
 from negindex.hamming import NEAR
 from negindex.history import Dead, Difference, claims_at, dead, difference
-from negindex.incoming import check_keys, incoming, some_are
+from negindex.incoming import Incoming, check_keys, incoming, some_are
 from negindex.index import is_small
 from negindex.kernel import Kernel
 from negindex.keys import Key
@@ -49,7 +49,17 @@ from negindex.partial import Origin, Partial
 from negindex.schema import IN_HOUSE
 from negindex.segments import Holder
 from negindex.snapshot import Snapshot
-from negindex.states import ClaimRecord, DerivedRecord, Meta, Note, Outstanding, Provenance, SegmentRecord, Version
+from negindex.states import (
+    ClaimRecord,
+    DerivedRecord,
+    Held,
+    Meta,
+    Note,
+    Outstanding,
+    Provenance,
+    SegmentRecord,
+    Version,
+)
 from negindex.store import CATALOGUE, SEGMENTS, Store
 from negindex.verify import Fault, verify
 
@@ -429,6 +439,21 @@ class Collection(Negatives):
                 raise UnknownKey(f"{some_are(missing)} not in the set; `negindex status --keys` lists what is in force")
             found = self._store.read([held[key][0] for key in keys])
         return found.rows[[found.keys.index(key) for key in keys]]
+
+    def held(self, source_keys: Sequence[str]) -> dict[str, Held]:
+        """{source key: the row in force under it, and what it was made of}; keys not in force are left out."""
+        found = {row: key for key, (row, _, live) in self._catalogue.held(source_keys).items() if live}
+        claims = self._catalogue.claims_on(list(found))
+        ours = {row for row, some in claims.items() if any(claim.regime == IN_HOUSE for claim in some)}
+        made = self._catalogue.made_of(list(found))
+        return {found[row]: Held(row, digest, image, added, row in ours) for row, digest, image, added in made}
+
+    def stored(self, ids: Sequence[int]) -> Incoming:
+        """Rows as they were stored, with their keys, labels and what is kept of their sources, to be added elsewhere.
+
+        Those whose bytes are gone are left out.
+        """
+        return self._store.read(ids)
 
     def ids_under(self, source_keys: Sequence[str]) -> dict[str, list[int]]:
         """{source key: ids of every row that has it}, in force or not; keys that no row has are left out."""

@@ -32,14 +32,16 @@ class Incoming:
         return len(self.keys)
 
     def chosen(self, places: Sequence[int]) -> Incoming:
-        """Some of them, in the order of ``places``."""
+        """Some of them, in the order of ``places``; a run of neighbours shares its memory with these."""
+        first, count = (places[0], len(places)) if places else (0, 0)
+        run = slice(first, first + count) if list(places) == list(range(first, first + count)) else list(places)
         return replace(
             self,
-            rows=self.rows[list(places)],
+            rows=self.rows[run],
             keys=[self.keys[i] for i in places],
             labels=[self.labels[i] for i in places],
             sources=[self.sources[i] for i in places],
-            embeddings=None if self.embeddings is None else self.embeddings[list(places)],
+            embeddings=None if self.embeddings is None else self.embeddings[run],
             digests=[self.digests[i] for i in places],
         )
 
@@ -98,13 +100,21 @@ def _as_stored(rows: Tensor | ArrayLike, shape: tuple[int, ...], dtype: str) -> 
         raise ShapeMismatch(f"rows of shape {array.shape} for a collection of {shape} rows; give (N, *{shape})")
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(array, dtype=dtype)
-    bad = np.flatnonzero(~np.isfinite(stored).all(axis=tuple(range(1, stored.ndim))))
+    bad = np.flatnonzero(~finite_rows(stored))
     if len(bad):
         raise NotFinite(
             f"{len(bad)} of {len(stored)} rows hold NaN, Inf, or values beyond {dtype}'s "
             f"{np.finfo(dtype).max:g} (first at {bad[:10].tolist()}); leave them out"
         )
     return stored
+
+
+def finite_rows(rows: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """(N,) whether a row (N, *S) is free of NaN and Inf; float16 by its exponents' bits, several times as fast."""
+    flat = rows.reshape(len(rows), int(np.prod(rows.shape[1:])))
+    if rows.dtype != np.float16 or not flat.size:
+        return np.asarray(np.isfinite(flat).all(axis=1))
+    return np.asarray((flat.view(np.uint16) & np.uint16(0x7FFF)).max(axis=1) < 0x7C00)
 
 
 def _as_embeddings(embeddings: Tensor | ArrayLike, rows: int) -> NDArray[np.floating]:

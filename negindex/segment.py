@@ -47,14 +47,23 @@ def write_segment(
     record = SegmentRecord(0, path.name, len(rows), path.stat().st_size, "", size)
     try:
         kept = Segment(path, set_id, rows.shape[1:], record, rows.dtype)
-        same = np.array_equal(kept.rows, rows) and np.array_equal(kept.ids, ids)
-        same = same and (embeddings is None or np.array_equal(np.asarray(kept.embeddings), embeddings))
+        same = _same_bytes(kept.rows, rows) and np.array_equal(kept.ids, ids)
+        same = same and (embeddings is None or _same_bytes(np.asarray(kept.embeddings), embeddings))
     except Damaged:
         same = False
     if not same:
         path.unlink()
         raise OSError(errno.EIO, "the disk did not keep what was written; check it, then try again", str(path))
     return sha256_of(path)
+
+
+def _same_bytes(kept: NDArray[np.generic], given: NDArray[np.generic]) -> bool:
+    """Bit for bit, a part at a time, so that little beside the two is held."""
+    a, b = (np.ascontiguousarray(one).reshape(-1).view(np.uint8) for one in (kept, given))
+    step = 1 << 20
+    return len(a) == len(b) and all(
+        np.array_equal(a[start : start + step], b[start : start + step]) for start in range(0, len(a), step)
+    )
 
 
 class Segment:
@@ -107,13 +116,24 @@ class Segment:
         return self.rows[places]
 
 
-def _mapped(path: Path, h5: h5py.File, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.generic]:
-    """The data set as a read-only map; refuses whatever would read another file or run a plugin."""
-    if not isinstance(h5.get(name, getlink=True), h5py.HardLink):
+def plain_data(path: Path, h5: h5py.File, name: str) -> h5py.Dataset:
+    """A data set of the file's top level that lies whole and unpacked inside it.
+
+    Raises Damaged for whatever would read another file or run a plugin: links, external storage, views, filters.
+    """
+    if "/" in name or not isinstance(h5.get(name, getlink=True), h5py.HardLink):
         raise Damaged(f"{path}: {name!r} is a link to elsewhere; restore the file from a backup")
     data = h5[name]
     plain = isinstance(data, h5py.Dataset) and not (data.external or data.is_virtual or data.chunks)
-    if not plain or data.shape != shape or data.dtype != dtype or data.id.get_offset() is None:
+    if not plain or data.id.get_offset() is None:
+        raise Damaged(f"{path}: {name!r} is no contiguous data set inside the file; restore it from a backup")
+    return data
+
+
+def _mapped(path: Path, h5: h5py.File, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.generic]:
+    """The data set as a read-only map."""
+    data = plain_data(path, h5, name)
+    if data.shape != shape or data.dtype != dtype:
         raise Damaged(
             f"{path}: {name!r} is no contiguous data set of {np.dtype(dtype)} and shape {shape} inside the file; "
             "restore it from a backup"

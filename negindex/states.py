@@ -68,6 +68,16 @@ class Provenance(NamedTuple):
     thumbnail: bytes | None = None  # PNG
 
 
+class Held(NamedTuple):
+    """A row in force, as one who would add it again sees it."""
+
+    row: int  # id
+    sha256: str  # of its stored bytes, hex
+    image_sha256: str | None  # of its source image's file
+    added: int  # the version that it came into force at
+    in_house: bool  # whether an in-house claim names it: then ``add`` of the same row changes nothing
+
+
 class NewRow(NamedTuple):
     """A row about to be stored."""
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import struct
 import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +22,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from negindex.errors import ImageRefused, OutOfRange, SpaceMismatch
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-MAX_PIXELS = 64_000_000  # refused by the header, before anything is decoded
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # whatever a file's name says; no other decoder is run
+MAX_PIXELS = 100_000_000  # refused by the header, before anything is decoded; decoding takes up to 12 bytes a pixel
 PIXELS = "pixels"
 
 
@@ -59,35 +65,59 @@ def images_in(source: Path) -> list[Path]:
     return sorted(p for p in source.rglob("*") if p.is_file() and p.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def read_image(path: Path) -> Image.Image:
+def read_image(file: Path | bytes, name: str = "the image", *, max_pixels: int | None = None) -> Image.Image:
     """Decode a file to 8 bits, mode "L" where it holds grey and "RGB" otherwise, upright, alpha over white.
 
+    file: a path, or the bytes of one, whose refusals call it ``name``. Of an animation, its first picture.
+    max_pixels: MAX_PIXELS when None. CMYK and 16 bits go to 8 bits of grey or colour by Pillow's plain conversion.
     Raises ImageRefused with the reason: no image, truncated, too many pixels, or pixels without a scale.
     """
-    try:
-        with _opened(path) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ImageRefused(
-                    f"{path.name} says {width} × {height} pixels; the limit is {MAX_PIXELS:,}, so make it smaller"
-                )
+    name = file.name if isinstance(file, Path) else name
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    with _refusals(name, limit), _opened(file) as image:
+        width, height = image.size
+        if width * height > limit:
+            raise ImageRefused(
+                f"{name} says {width} × {height} pixels; the limit is {limit:,}, so make it smaller (--max-pixels)"
+            )
+        with _silent():
             image.load()
-            return flattened(ImageOps.exif_transpose(image), path.name)
+            return flattened(ImageOps.exif_transpose(image), name)
+
+
+_DAMAGE = (
+    *(OSError, EOFError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError),
+    *(struct.error, zlib.error),
+)
+
+
+@contextmanager
+def _refusals(name: str, limit: int) -> Iterator[None]:
+    """What Pillow's decoders raise at damaged files, in one class that names the file."""
+    try:
+        yield
+    except ImageRefused:
+        raise
     except UnidentifiedImageError:
-        raise ImageRefused(f"{path.name} is no image that can be read; give {', '.join(IMAGE_SUFFIXES)}") from None
+        raise ImageRefused(f"{name} is no image that can be read; give {', '.join(IMAGE_SUFFIXES)}") from None
     except Image.DecompressionBombError as error:
-        raise ImageRefused(f"{path.name}: {error}; the limit is {MAX_PIXELS:,}, so make it smaller") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, ImageRefused):
-            raise
-        raise ImageRefused(f"{path.name} is damaged ({error}); replace the file") from error
+        raise ImageRefused(f"{name}: {error}; the limit is {limit:,}, so make it smaller") from None
+    except _DAMAGE as error:
+        raise ImageRefused(f"{name} is damaged ({error}); replace the file") from error
 
 
-def _opened(path: Path) -> Image.Image:
-    """Read the header; Pillow's own warning of many pixels is left to MAX_PIXELS, which refuses sooner."""
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Pillow warns of many pixels, which the limit refuses sooner, and of odd metadata, which no row holds."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(path)
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _opened(file: Path | bytes) -> Image.Image:
+    """Read the header alone."""
+    with _silent():
+        return Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
 
 
 def flattened(image: Image.Image, name: str) -> Image.Image:
@@ -105,12 +135,12 @@ def flattened(image: Image.Image, name: str) -> Image.Image:
     return image.convert("L" if grey_mode else "RGB")
 
 
-def is_grey(path: Path) -> bool:
-    """Whether a file's header says that it holds grey; False for what cannot be read."""
+def has_colour(file: Path | bytes) -> bool:
+    """Whether a file's header says that it holds colour; False for what cannot be read."""
     try:
-        with _opened(path) as image:
-            return image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        with _opened(file) as image:
+            return image.mode not in ("1", "L", "LA", "La") and not image.mode.startswith("I")
+    except (*_DAMAGE, Image.DecompressionBombError):
         return False
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -14,14 +14,16 @@ from PIL import Image
 
 from negindex.alike import Alike, Likeness, among
 from negindex.collection import Collection
-from negindex.disk import sha256_of
 from negindex.errors import ImageRefused
 from negindex.hamming import NEAR
 from negindex.sampler.encode import Encoder, read_image
 from negindex.sampler.pdq import forms_of
+from negindex.sampler.sources import DEFAULTS, Files, Item, Limits
+from negindex.text import is_unicode
 
 BARRED = "a claim allows no copy of it, or of what it is like, or it was erased and is kept out; leave it out"
-_AT_ONCE = 256  # files that the set is asked about together
+_AT_ONCE = 256  # files that the set is asked about together,
+_HELD_BYTES = 16 << 20  # or as many as hold so much, and one more
 
 T = TypeVar("T")
 
@@ -38,13 +40,20 @@ class Sweep:
 
 @dataclass
 class Look(Generic[T]):
-    """A file that was looked at: what it is recognised by and what was made of it, or why it is refused."""
+    """An input that was looked at: what it is recognised by and what was made of it, or why it is refused."""
 
-    key: str
-    file: Path
+    item: Item
     likeness: Likeness = field(default_factory=Likeness)
     made: T | None = None
     refusal: str = ""
+    failed: bool = False  # refused because it could not be read, which another time may be otherwise
+    done: bool = False  # nothing needs to be made of it
+    content: bytes | None = None  # of the image's file, until it is decoded
+
+    @property
+    def key(self) -> str:
+        """The source key."""
+        return self.item.key
 
 
 def sweep(
@@ -74,7 +83,7 @@ def sweep(
     keys: list[str] = []
     likenesses: list[Likeness] = []
     refused: list[tuple[str, str]] = []
-    for one in look(collection, inputs, make, progress):
+    for one in look(collection, given_files(inputs), make, progress):
         extra = one.made or _Extra()
         if one.refusal or extra.refusal:
             refused.append((one.key, one.refusal or extra.refusal))
@@ -90,25 +99,52 @@ def sweep(
 
 def look(
     collection: Collection,
-    inputs: Sequence[tuple[str, Path]],
+    items: Iterable[Item],
     make: Callable[[Image.Image, str], T],
     progress: Callable[[int], None] = lambda done: None,
+    *,
+    limits: Limits = DEFAULTS,
+    spare: Callable[[Sequence[Look[T]]], None] = lambda some: None,
 ) -> Iterator[Look[T]]:
-    """Each file's likeness and what ``make(image, name)`` makes of it, or a refusal; one image is held at a time.
+    """Each input's likeness and what ``make(image, name)`` makes of it, or a refusal.
 
-    A file whose bytes the set keeps out is not decoded, and of one whose image it keeps out nothing is handed on.
+    The files of 256 inputs, or of 16 MiB and one more, are held at a time, and one image. An input whose bytes the
+    set keeps out is not decoded, and of one whose image it keeps out nothing is handed on; a ready row goes through.
+    spare: may mark inputs as done before they are decoded.
     """
-    for start in range(0, len(inputs), _AT_ONCE):
-        some: list[Look[T]] = [Look(key, file) for key, file in inputs[start : start + _AT_ONCE]]
-        for one in some:
-            _read_bytes(one)
+    count = 0
+    gathered: Iterator[list[Look[T]]] = _gathered(items)
+    for some in gathered:
         _refuse_barred(collection, some)
-        for done, one in enumerate(some, start + 1):
-            if not one.refusal:
-                _read_image(one, make)
-            progress(done)
+        spare([one for one in some if not one.refusal])
+        for one in some:
+            if one.content is not None and not (one.refusal or one.done):
+                _decode(one, make, limits)
+            one.content = None
+            count += 1
+            progress(count)
         _refuse_barred(collection, some)
         yield from some
+
+
+def given_files(inputs: Iterable[tuple[str, Path]]) -> Iterator[Item]:
+    """(source key, file) as items."""
+    return Files(list(inputs)).items()
+
+
+def _gathered(items: Iterable[Item]) -> Iterator[list[Look[T]]]:
+    some: list[Look[T]] = []
+    held = 0
+    for item in items:
+        one: Look[T] = Look(item, refusal=item.refusal)
+        _read_bytes(one)
+        some.append(one)
+        held += len(one.content or b"") + (0 if item.row is None else item.row.nbytes)
+        if len(some) == _AT_ONCE or held >= _HELD_BYTES:
+            yield some
+            some, held = [], 0
+    if some:
+        yield some
 
 
 class _Extra(NamedTuple):
@@ -128,17 +164,25 @@ def _row_digest(encoder: Encoder, image: Image.Image, name: str, dtype: str) -> 
 
 
 def _read_bytes(one: Look[T]) -> None:
+    if not is_unicode(one.key) or not one.key:
+        one.refusal = one.refusal or f"its key {one.key!r} is no Unicode text, or empty; rename it"
+    if one.item.read is None or one.refusal:
+        return
     try:
-        one.likeness = Likeness((sha256_of(one.file),))
+        one.content = one.item.read()
+        one.likeness = Likeness((sha256(one.content).hexdigest(),))
+    except ImageRefused as refusal:
+        one.refusal = str(refusal)
     except OSError as error:
-        one.refusal = f"{one.file.name} cannot be read ({error}); replace the file"
+        one.refusal, one.failed = f"{one.item.name} cannot be read ({error}); replace the file", True
 
 
-def _read_image(one: Look[T], make: Callable[[Image.Image, str], T]) -> None:
+def _decode(one: Look[T], make: Callable[[Image.Image, str], T], limits: Limits) -> None:
+    name = one.item.name
     try:
-        image = read_image(one.file)
-        forms = forms_of(image, one.file.name)
-        one.made = make(image, one.file.name)
+        image = read_image(one.content or b"", name, max_pixels=limits.pixels)
+        forms = forms_of(image, name)
+        one.made = make(image, name)
     except ImageRefused as refusal:
         one.refusal = str(refusal)
     else:
@@ -146,7 +190,7 @@ def _read_image(one: Look[T], make: Callable[[Image.Image, str], T]) -> None:
 
 
 def _refuse_barred(collection: Collection, some: Sequence[Look[T]]) -> None:
-    open_ones = [one for one in some if not one.refusal]
+    open_ones = [one for one in some if not one.refusal and one.likeness.content]
     for one, barred in zip(open_ones, collection.barred([one.likeness for one in open_ones]), strict=True):
         if barred:
             one.refusal, one.made = BARRED, None

@@ -250,7 +250,7 @@ def test_a_crafted_segment_is_refused_and_the_file_it_names_unread(place, segmen
         os.truncate(segment, size)  # so that its length does not give it away
     with record(place) as db:
         db.execute("UPDATE segments SET bytes = ?", (segment.stat().st_size,))
-    damaged(place, r"is a link|no contiguous data set of float16 and shape \(2000, 8\)")
+    damaged(place, r"is a link|no contiguous data set")
 
 
 def open_mutated(place, segment, ack):

@@ -13,12 +13,13 @@ from small_sets import state
 from negindex import Collection
 from negindex.alike import MIN_QUALITY
 from negindex.disk import sha256_of
-from negindex.errors import DuplicateKey
 from negindex.sampler import sweep as sweeping
-from negindex.sampler.corpus import ingest, prepare, sources_in
+from negindex.sampler.corpus import prepare, sources_in
 from negindex.sampler.encode import PixelEncoder
+from negindex.sampler.ingest import ingest
 from negindex.sampler.pdq import Pdq, forms_of, pdq_of, pdq_of_file
-from negindex.sampler.sweep import BARRED, sweep
+from negindex.sampler.sources import Item
+from negindex.sampler.sweep import BARRED, given_files, sweep
 from negindex.tools.cli import main
 
 Turn = Image.Transpose
@@ -46,7 +47,7 @@ def folder(tmp_path, photos):
 def held(tmp_path, folder):
     """A set of both."""
     collection = Collection.create(tmp_path / "a.set", ENCODER.shape, "pixels")
-    ingest(collection, sources_in([folder]), ENCODER)
+    ingest(collection, given_files(sources_in([folder])), ENCODER)
     return collection
 
 
@@ -164,7 +165,7 @@ def test_blank_images_are_near_no_photograph_and_near_each_other_by_bytes_alone(
     swept = sweep(held, inputs)
     assert found(swept) == {("china", "photos/china.png", "pdq")}
     assert swept.among == [["white", "again"]]
-    report = ingest(held, inputs, ENCODER)
+    report = ingest(held, given_files(inputs), ENCODER)
     assert (report.added, report.refused) == (6, []), "an image without a hash goes in"
     more = given(tmp_path, paper=Image.new("RGB", (333, 20), "white"), flower=photos[1].resize((160, 107)))
     assert found(sweep(held, more)) == {("flower", "photos/flower.png", "pdq")}
@@ -195,9 +196,12 @@ def test_a_file_that_a_list_names_is_refused_before_it_is_decoded(held, photos, 
     inputs = given(tmp_path, listed=photos[0].resize((100, 90)), other=photos[1].resize((64, 64)))
     named(held, f"sha256:{sha256_of(inputs[0][1])}")
     opened = []
-    monkeypatch.setattr(sweeping, "read_image", lambda path: opened.append(path.name) or Image.open(path))
+    real = sweeping.read_image
+    monkeypatch.setattr(
+        sweeping, "read_image", lambda file, name, **more: opened.append(name) or real(file, name, **more)
+    )
     swept = sweep(held, inputs)
-    report = ingest(held, inputs, ENCODER)
+    report = ingest(held, given_files(inputs), ENCODER)
     assert opened == ["other.png"] * 2
     assert swept.refused == report.refused == [("listed", BARRED)]
     assert report.added == 1
@@ -210,7 +214,7 @@ def test_an_image_whose_hash_a_list_names_is_refused_mirrored_and_turned_too(hel
     image = photos[0] if turn is None else photos[0].transpose(turn)
     inputs = given(tmp_path, listed=image.resize((image.width // 2, image.height // 2)), white=BLANK["white"])
     assert sweep(held, inputs).refused == [("listed", BARRED)]
-    report = ingest(held, inputs, ENCODER)
+    report = ingest(held, given_files(inputs), ENCODER)
     assert (report.added, report.refused) == (1, [("listed", BARRED)])
 
 
@@ -226,7 +230,7 @@ def test_a_claim_that_comes_in_while_files_are_read_is_obeyed(held, photos, tmp_
                 named(held, f"sha256:{sha256(stored.tobytes()).hexdigest()}")
             return row
 
-    report = ingest(held, inputs, Slow(16, 16, 3))
+    report = ingest(held, given_files(inputs), Slow(16, 16, 3))
     assert (report.added, report.refused) == (1, [("listed", BARRED)])
 
 
@@ -254,18 +258,20 @@ def test_rows_that_another_process_puts_in_meanwhile_are_not_counted(held, photo
             return super().add(rows, source_keys, **options)
 
     inputs = [*given(tmp_path, new=photos[0].resize((50, 40))), *sources_in([tmp_path / "photos"])]
-    for added, unchanged in [(1, 2), (0, 3)]:
-        report = ingest(Beside.open(held.path), inputs, ENCODER)
+    ready = [Item(key, key, row=ENCODER.encode(file)) for key, file in inputs]  # not known before they are added
+    for items, added, unchanged in [(given_files(inputs), 1, 2), (ready, 0, 3)]:
+        report = ingest(Beside.open(held.path), items, ENCODER)
         assert (report.added, report.unchanged, report.refused) == (added, unchanged, [])
     assert len(held) == 2 + 1 + 2 * 5
 
 
-def test_a_key_given_twice_is_an_error_and_not_a_refusal(held, photos, tmp_path):
-    inputs = given(tmp_path, new=photos[0].resize((50, 40)))
-    before = state(held)
-    with pytest.raises(DuplicateKey, match="more than once"):
-        ingest(held, inputs * 2, ENCODER)
-    assert state(held) == before
+def test_a_key_given_twice_counts_once_and_with_other_bytes_is_refused(held, photos, tmp_path):
+    (new, other) = given(tmp_path, new=photos[0].resize((50, 40)), other=photos[1].resize((50, 40)))
+    before = len(held)
+    report = ingest(held, given_files([new, new, (new[0], other[1]), new]), ENCODER)
+    assert dict(report.counts) == {"in": 1, "duplicate": 2, "refused": 1}
+    assert "its key came before, with other bytes" in report.refused[0][1]
+    assert len(held) == before + 1
 
 
 # -- the command -----------------------------------------------------------------------------------
@@ -314,7 +320,7 @@ def test_what_cannot_be_read_makes_the_look_up_partly_done(held, folder):
 
 
 def test_the_set_is_grouped_without_sources(held, photos, tmp_path):
-    ingest(held, given(tmp_path, half=photos[1].resize((160, 107))), ENCODER)
+    ingest(held, given_files(given(tmp_path, half=photos[1].resize((160, 107)))), ENCODER)
     done = run(held.path)
     assert done.stdout.splitlines() == ["near each other: photos/flower.png, half"]
     assert "3 rows in force looked at, 1 groups" in done.stderr

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from negindex.tools.bench_build import build
 from negindex.tools.bench_placement import placement
 from negindex.tools.bench_posterior import posterior
 from negindex.tools.bench_takedown import takedown
@@ -25,6 +26,7 @@ def bench() -> None:
     """Measure what things cost on this machine."""
 
 
+bench.add_command(build)
 bench.add_command(placement)
 bench.add_command(posterior)
 bench.add_command(takedown)

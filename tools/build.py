@@ -1,22 +1,26 @@
-"""``negindex build`` and ``negindex add``: images into a collection."""
+"""``negindex build``, ``add`` and ``merge``: what people have into a collection."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from negindex.tools.common import PARTLY, errors_to_exit_codes
+from negindex.tools.common import errors_to_exit_codes
+from negindex.tools.inputs import Asked, take_in, takes_inputs
 from negindex.tools.options import BY, KEY, SET, open_key_if_any, open_set
 
 if TYPE_CHECKING:
     from negindex import Collection
+    from negindex.keys import Key
     from negindex.sampler.encode import Encoder
+    from negindex.sampler.sources import Source
 
-_SOURCES = click.argument("sources", nargs=-1, required=True, type=click.Path(path_type=Path))
-_LABEL = click.option("--label", help="A label for all rows of this run, to look them up and withdraw them by.")
+_SOURCES = click.argument("sources", nargs=-1)
+_LABEL = click.option(
+    "--label", help="A label for all rows of this run, to look them up and withdraw them by; default: the inputs' own."
+)
 _PIPELINE = click.option(
     "--pipeline",
     metavar="DIR",
@@ -24,6 +28,9 @@ _PIPELINE = click.option(
     help="Make rows in the space of this pipeline, a folder that save_pretrained wrote; only its VAE is loaded.",
 )
 _REASON = click.option("--reason", default="", help="Why, for the record.")
+_DTYPE = click.option(
+    "--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True, help="Stored type."
+)
 
 
 @click.command(
@@ -31,59 +38,65 @@ _REASON = click.option("--reason", default="", help="Why, for the record.")
 Examples:
   negindex build demo/eights.set demo/digits/8 --space pixels --size 8
   negindex build claims.set claims/ --pipeline models/my-pipeline --size 512
+  negindex build claims.set shards/ @more.txt --size 64 --ledger run.jsonl
+  negindex build claims.set latents.npy --keys keys.txt --pipeline models/my-pipeline
 """
 )
 @SET
 @_SOURCES
-@click.option("--space", type=click.Choice(["pixels"]), help="What the rows are; pixels unless --pipeline says.")
+@click.option("--space", help="What the rows are: pixels, or for ready rows what `negindex status` says of a set.")
 @_PIPELINE
-@click.option(
-    "--size", required=True, metavar="N|HxW", help="Height and width of the model's images, such as 8 or 480x640."
-)
+@click.option("--size", metavar="N|HxW", help="Height and width of the model's images, such as 8 or 480x640.")
 @click.option(
     "--channels", type=click.IntRange(1, 3), help="Of pixels: 1 or 3; default: 1 when every image of a new set is grey."
 )
-@click.option(
-    "--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True, help="Stored type."
-)
+@_DTYPE
 @_LABEL
+@takes_inputs
 @_REASON
 @BY
 @KEY
 @errors_to_exit_codes
 def build(
     set_path: Path,
-    sources: tuple[Path, ...],
+    sources: tuple[str, ...],
     space: str | None,
     pipeline: Path | None,
-    size: str,
+    size: str | None,
     channels: int | None,
     dtype: str,
     label: str | None,
+    asked: Asked,
     reason: str,
     by: str,
     key_file: Path | None,
 ) -> None:
-    """Put the images of SOURCES (files, or folders at any depth) into the collection SET.
+    """Put SOURCES into the collection SET, which is made when it is not there.
 
-    SET is made when it is not there. Run again, it adds what is new and changes nothing else. A file that
-    cannot become a row is named, stops nothing, and makes the exit code 3.
+    A source is an image, a folder of images and shards at any depth, a WebDataset tar (.tar, .tar.gz, .tgz),
+    a list of files (@FILE, one a line), an array of ready rows (.npy, .safetensors, .h5), or another collection
+    of the same space, whose rows come over as they are. Nothing of an archive is written to the disk.
+
+    Run again, it adds what is new, changes nothing else, and encodes nothing twice: killed, the same command goes
+    on. An input that cannot become a row is named, stops nothing, and makes the exit code 3.
     """
     if pipeline is not None and (space or channels):
         raise click.UsageError("--pipeline says what the rows are; leave out --space and --channels")
     from negindex import Collection
-    from negindex.sampler.corpus import encoder_asked, sources_in
 
-    height, width = height_width(size)
-    inputs = sources_in(sources)
-    key = open_key_if_any(key_file)
+    shape = None if size is None else height_width(size)
+    found, key = asked.sources(sources), open_key_if_any(key_file)
     collection = Collection.open(set_path, key=key) if set_path.exists() else None
-    encoder = encoder_asked(
-        collection, [file for _, file in inputs], height, width, channels=channels, pipeline=pipeline
-    )
     if collection is None:
-        collection = Collection.create(set_path, encoder.shape, encoder.space, dtype=dtype, key=key)
-    _ingest(collection, inputs, encoder, label, reason, by)
+        collection, encoder = _new(set_path, found, shape, space, channels, pipeline, dtype, key)
+    elif not _with_images(found):
+        encoder = None
+    elif shape is None:
+        encoder = _encoder_of_set(collection, pipeline)
+    else:
+        encoder = _encoder(collection, found, shape, channels, pipeline)
+    _check(collection, found, space, pipeline, encoder)
+    take_in(collection, found, encoder, asked, label=label, reason=reason, by=by)
 
 
 @click.command(
@@ -97,49 +110,182 @@ Examples:
 @_SOURCES
 @_PIPELINE
 @_LABEL
+@takes_inputs
 @_REASON
 @BY
 @KEY
 @errors_to_exit_codes
 def add(
     set_path: Path,
-    sources: tuple[Path, ...],
+    sources: tuple[str, ...],
     pipeline: Path | None,
     label: str | None,
+    asked: Asked,
     reason: str,
     by: str,
     key_file: Path | None,
 ) -> None:
-    """Put more images in force in a collection that exists.
+    """Put more in force in a collection that exists; SOURCES are what `negindex build` takes.
 
     A set in a pipeline's latent space needs that pipeline's folder again (--pipeline); another one is refused.
     When the command returns they are on the disk, and every sampler that follows the set obeys them from
     its next image on.
     """
-    from negindex.sampler.corpus import encoder_for, sources_in
-
     collection = open_set(set_path, key_file)
-    inputs = sources_in(sources)
-    _ingest(collection, inputs, encoder_for(collection, pipeline), label, reason, by)
+    found = asked.sources(sources)
+    encoder = _encoder_of_set(collection, pipeline) if _with_images(found) else None
+    _check(collection, found, None, pipeline, encoder)
+    take_in(collection, found, encoder, asked, label=label, reason=reason, by=by)
 
 
-def _ingest(
-    collection: Collection, inputs: list[tuple[str, Path]], encoder: Encoder, label: str | None, reason: str, by: str
+@click.command(
+    epilog="""\b
+Example:
+  negindex build 1.set corpus/ --size 64 --shard 1/2
+  negindex build 2.set corpus/ --size 64 --shard 2/2
+  negindex merge whole.set 1.set 2.set
+"""
+)
+@SET
+@click.argument("parts", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_REASON
+@BY
+@KEY
+@click.option(
+    "--ledger", type=click.Path(path_type=Path, dir_okay=False), help="Write one JSON line a row to this file."
+)
+@click.option("--json", "as_json", is_flag=True, help="The summary for machines.")
+@errors_to_exit_codes
+def merge(
+    set_path: Path,
+    parts: tuple[Path, ...],
+    reason: str,
+    by: str,
+    key_file: Path | None,
+    ledger: Path | None,
+    as_json: bool,
 ) -> None:
-    from negindex.sampler.corpus import ingest
+    """Put the rows in force in the collections PARTS into SET, as they are stored; SET is made when it is not there.
 
-    with click.progressbar(length=len(inputs), label="encoding", file=sys.stderr) as bar:
-        report = ingest(
-            collection, inputs, encoder, label=label, reason=reason, by=by, progress=lambda _: bar.update(1)
-        )
-    for name, why in report.refused:
-        click.echo(f"refused: {name}: {why}", err=True)
-    click.echo(
-        f"{collection.path}: version {report.version}, {len(collection)} rows in force "
-        f"({report.added} added, {report.unchanged} already there, {len(report.refused)} refused)"
-    )
-    if report.refused:
-        sys.exit(PARTLY)
+    Keys, labels, hashes and embeddings come along, and in SET an in-house claim stands behind each row: claims, logs
+    and what is kept out stay where they are. A key that SET holds with the same bytes changes nothing; with other
+    bytes it is named, and makes the exit code 3. All parts must be of one space and shape.
+    """
+    from negindex import Collection
+    from negindex.sampler.ingest import check_parts
+    from negindex.sampler.sources import Held
+
+    key = open_key_if_any(key_file)
+    found: list[Source] = [Held(Collection.open(part)) for part in parts]
+    like = Collection.open(set_path, key=key) if set_path.exists() else Collection.open(parts[0])
+    check_parts(like.shape, like.space, found)
+    if not set_path.exists():
+        like = Collection.create(set_path, like.shape, like.space, dtype=like.dtype, key=key)
+    asked = Asked((), None, 1, 1, 1, None, ledger, None, as_json)
+    _check(like, found, None, None, None)
+    take_in(like, found, None, asked, label=None, reason=reason, by=by)
+
+
+def _with_images(sources: list[Source]) -> list[Source]:
+    """Those whose inputs may be images."""
+    from negindex.sampler.sources import Array, Held, Listed
+
+    ready = (source for source in sources if isinstance(source, Array | Held))
+    lists = (source for source in sources if isinstance(source, Listed) and not source.has_images())
+    rows = [*ready, *lists]
+    return [source for source in sources if source not in rows]
+
+
+def _encoder(
+    collection: Collection | None,
+    sources: list[Source],
+    size: tuple[int, int],
+    channels: int | None,
+    pipeline: Path | None,
+) -> Encoder:
+    from negindex.sampler.corpus import encoder_asked
+    from negindex.sampler.ingest import chosen
+
+    return encoder_asked(collection, chosen(_with_images(sources), ()), *size, channels=channels, pipeline=pipeline)
+
+
+def _encoder_of_set(collection: Collection, pipeline: Path | None) -> Encoder:
+    from negindex.sampler.corpus import encoder_for
+
+    return encoder_for(collection, pipeline)
+
+
+def _new(
+    path: Path,
+    sources: list[Source],
+    size: tuple[int, int] | None,
+    space: str | None,
+    channels: int | None,
+    pipeline: Path | None,
+    dtype: str,
+    key: Key | None,
+) -> tuple[Collection, Encoder | None]:
+    """A new set, and what makes its rows where some of the inputs may be images."""
+    from negindex import Collection
+    from negindex.sampler.ingest import check_parts
+
+    if not _with_images(sources):
+        return _made_for_rows(path, sources, space, pipeline, dtype, key), None
+    if size is None:
+        raise click.UsageError("--size is missing: height and width of the model's images")
+    encoder = _encoder(None, sources, size, channels, pipeline)
+    if space is not None and space != encoder.space:
+        raise click.UsageError(f"--space {space!r} is not what images become here: {encoder.space!r}")
+    check_parts(encoder.shape, encoder.space, sources)
+    return Collection.create(path, encoder.shape, encoder.space, dtype=dtype, key=key), encoder
+
+
+def _made_for_rows(
+    path: Path, sources: list[Source], space: str | None, pipeline: Path | None, dtype: str, key: Key | None
+) -> Collection:
+    """A new set for ready rows: shaped as the first source's are."""
+    from negindex import Collection
+    from negindex.sampler.ingest import check_parts
+    from negindex.sampler.sources import Array, Held
+
+    first = sources[0]
+    if isinstance(first, Held):
+        shape, space = first.collection.shape, space or first.collection.space
+    else:
+        if space is None and pipeline is None:
+            raise click.UsageError("an array does not say what its rows are: name the --pipeline, or the --space")
+        if not isinstance(first, Array):
+            raise click.UsageError("a list does not say its rows' shape: name one array before it, or add it to a set")
+        shape = first.row_shape()
+        space = space or _space_of(pipeline)
+    check_parts(shape, space, sources)
+    return Collection.create(path, shape, space, dtype=dtype, key=key)
+
+
+def _check(
+    collection: Collection, sources: list[Source], space: str | None, pipeline: Path | None, encoder: Encoder | None
+) -> None:
+    """Refuse rows of another space, as far as somebody says so, and a set that would go into itself."""
+    from negindex.errors import NotAllowed
+    from negindex.sampler.corpus import check_space
+    from negindex.sampler.ingest import check_parts
+    from negindex.sampler.sources import Held
+
+    if space is not None:
+        check_space(collection, space)
+    if pipeline is not None and encoder is None:
+        check_space(collection, _space_of(pipeline))
+    check_parts(collection.shape, collection.space, sources)
+    for source in sources:
+        if isinstance(source, Held) and source.collection.set_id == collection.set_id:
+            raise NotAllowed(f"{source.collection.path} is {collection.path}, or a copy of it; name another set")
+
+
+def _space_of(pipeline: Path | None) -> str:
+    from negindex.sampler.encode import space_of
+    from negindex.sampler.vae import parts_in
+
+    return space_of(parts_in(pipeline or Path()))
 
 
 def height_width(size: str) -> tuple[int, int]:

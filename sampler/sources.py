@@ -1,0 +1,385 @@
+"""What people have, one item at a time: folders, lists of files, tar shards, arrays of rows, other collections.
+
+Whatever its size, of a source one item is held at a time, and a shard's captions and labels with it. The limits are
+``Limits``; every input comes out as an ``Item``, those that are refused by their source too, so that none is lost.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import zip_longest
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from negindex.collection import Collection
+from negindex.errors import Damaged, DuplicateKey, ImageRefused, InvalidInput, NotThere, OutOfRange, ShapeMismatch
+from negindex.sampler.arrays import ARRAY_SUFFIXES, rows_in
+from negindex.sampler.encode import IMAGE_SUFFIXES, MAX_PIXELS, images_in
+from negindex.sampler.tars import TAR_SUFFIXES, Member, members
+from negindex.states import Provenance
+from negindex.store import CATALOGUE
+from negindex.text import is_unicode
+
+MOST_PIXELS = 170_000_000  # Pillow itself decodes no larger image
+MAX_TEXT = 1 << 16  # bytes of a caption, a label or a JSON member; of one line in a list
+_AT_ONCE = 256  # rows of another collection that are read together
+
+
+class Limits(NamedTuple):
+    """What one input may be, before it is read or decoded."""
+
+    pixels: int = MAX_PIXELS  # of an image, as its header says
+    bytes: int = 256 << 20  # of an image's file
+    entries: int = 1_000_000  # of an archive
+
+
+DEFAULTS = Limits()
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One input: an image that is yet to be read, a ready row, or a refusal."""
+
+    key: str  # the source key
+    source: str  # where it lies, for people
+    read: Callable[[], bytes] | None = None  # the image file's bytes; raises ImageRefused, OSError
+    row: NDArray[np.generic] | None = None  # of whatever shape it has
+    kept: Provenance | None = None  # of a row's source image
+    label: str | None = None
+    caption: str = ""
+    embedding: NDArray[np.floating] | None = None  # (E,)
+    refusal: str = ""
+
+    @property
+    def name(self) -> str:
+        """What a refusal calls it."""
+        return PurePosixPath(self.source).name
+
+    def within(self, index: int, count: int) -> bool:
+        """Whether it is of the ``index``-th of ``count`` shards, by its key alone: 1 to count."""
+        digest = hashlib.sha256(self.key.encode("utf-8", "surrogatepass")).digest()
+        return int.from_bytes(digest[:8], "big") % count == index - 1
+
+
+class Source(Protocol):
+    """Some inputs, in an order that does not change."""
+
+    def items(self, shape: tuple[int, ...]) -> Iterator[Item]:
+        """Each input once, as it is reached. shape: of the set's rows, by which one array tells one row from many."""
+
+    def count(self) -> int | None:
+        """How many there are, where that is known without reading them."""
+
+
+def sources_of(
+    paths: Iterable[str | Path],
+    *,
+    lists: Iterable[Path] = (),
+    keys: Path | None = None,
+    limits: Limits = DEFAULTS,
+) -> list[Source]:
+    """What each path is: a folder of images and shards, an image, a shard, an array, a collection, or ``@list``.
+
+    keys: a file with the source keys of the one array among them, one a line.
+    Raises NotThere for what does not exist or holds nothing, DuplicateKey where two would give the same keys.
+    """
+    found: list[Source] = []
+    named: dict[str, Path] = {}
+    for path in paths:
+        if str(path).startswith("@"):
+            lists = [*lists, Path(str(path)[1:])]
+        else:
+            found += _sources_at(Path(path), named, limits)
+    for file in lists:
+        if not file.is_file():
+            raise NotThere(f"{file} is no list of files; name a text file with one path a line")
+        found.append(Listed(file, limits))
+    if keys is not None:
+        arrays = [source for source in found if isinstance(source, Array)]
+        if len(arrays) != 1:
+            raise InvalidInput(f"--keys names the rows of one array, and there are {len(arrays)}; build one at a time")
+        arrays[0].take_keys(keys)
+    return found
+
+
+def _sources_at(path: Path, named: dict[str, Path], limits: Limits) -> list[Source]:
+    if (path / CATALOGUE).exists():
+        return [Held(Collection.open(path))]
+    files = [path] if path.is_file() else sorted([*images_in(path), *_shards_in(path)])
+    if not files:
+        raise NotThere(f"{path} holds no image; name an image file, a folder with some, a tar, an array, or a set")
+    keyed = []
+    for file in files:
+        key = file.name if file == path else (Path(path.resolve().name) / file.relative_to(path)).as_posix()
+        if named.setdefault(key, file) != file:
+            raise DuplicateKey(f"{file} and {named[key]} would both be {key!r}; build them one after the other", [key])
+        keyed.append((key, file))
+    return _in_order(keyed, limits)
+
+
+def _in_order(keyed: Iterable[tuple[str, Path]], limits: Limits) -> list[Source]:
+    """Runs of images together; a shard or an array by itself."""
+    found: list[Source] = []
+    for key, file in keyed:
+        name = file.name.lower()
+        if name.endswith(TAR_SUFFIXES):
+            found.append(Shard(key, file, limits))
+        elif name.endswith(ARRAY_SUFFIXES):
+            found.append(Array(key, file))
+        elif found and isinstance(found[-1], Files):
+            found[-1].files.append((key, file))
+        else:
+            found.append(Files([(key, file)], limits))
+    return found
+
+
+def _shards_in(folder: Path) -> list[Path]:
+    return [p for p in folder.rglob("*") if p.name.lower().endswith(TAR_SUFFIXES) and p.is_file()]
+
+
+# -- images ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Files:
+    """Image files under their keys."""
+
+    files: list[tuple[str, Path]]
+    limits: Limits = DEFAULTS
+
+    def items(self, shape: tuple[int, ...] = ()) -> Iterator[Item]:
+        return (_file(key, file, self.limits) for key, file in self.files)
+
+    def count(self) -> int | None:
+        return len(self.files)
+
+
+@dataclass
+class Listed:
+    """A text file that names image files and arrays, one a line, from its own folder on; empty lines say nothing.
+
+    A line is the key; of an absolute path outside the folder, without its first slash.
+    """
+
+    path: Path
+    limits: Limits = DEFAULTS
+
+    def items(self, shape: tuple[int, ...] = ()) -> Iterator[Item]:
+        for number, line in enumerate(_lines(self.path), 1):
+            yield from self._named(line, f"{self.path.name}:{number}", shape) if line else ()
+
+    def count(self) -> int | None:
+        return None
+
+    def has_images(self) -> bool:
+        """Whether some line names an image, by its ending."""
+        return any(line.lower().endswith(IMAGE_SUFFIXES) for line in _lines(self.path))
+
+    def _named(self, line: str, place: str, shape: tuple[int, ...]) -> Iterator[Item]:
+        file = self.path.parent / line
+        key = line.removeprefix(f"{self.path.parent.resolve()}/").lstrip("/")
+        if len(line) > MAX_TEXT or "\0" in line:
+            yield Item(place, place, refusal=f"a line of {len(line):,} characters is no path; correct the list")
+        elif line.lower().endswith(ARRAY_SUFFIXES):
+            yield from Array(key, file).items(shape)
+        elif line.lower().endswith(TAR_SUFFIXES) or not line.lower().endswith(IMAGE_SUFFIXES):
+            yield Item(key, place, refusal="no image or array by its name; name tars and folders as sources")
+        else:
+            yield _file(key, file, self.limits)
+
+
+@dataclass
+class Shard:
+    """A WebDataset tar: members that share a name up to its first dot are one input, if one of them is an image.
+
+    The key is the shard's own and that name. ``.cls`` is its label, ``.txt`` its caption, and ``.json`` may tell
+    both, as "label" and "caption". Members that are neither are passed over.
+    """
+
+    key: str
+    path: Path
+    limits: Limits = DEFAULTS
+
+    def items(self, shape: tuple[int, ...] = ()) -> Iterator[Item]:
+        sample = _Sample()
+        try:
+            for member in members(self.path, self.limits.bytes, self.limits.entries):
+                if _stem(member.name) != sample.stem:
+                    yield from self._whole(sample)
+                    sample = _Sample(_stem(member.name))
+                if why := sample.take(member):
+                    yield Item(f"{self.key}/{member.name}", f"{self.path}/{member.name}", refusal=why)
+        except ImageRefused as refusal:
+            yield from self._whole(sample)
+            yield Item(self.key, str(self.path), refusal=str(refusal))
+        except OSError as error:
+            yield Item(self.key, str(self.path), refusal=f"cannot be read ({error}); replace the file")
+        else:
+            yield from self._whole(sample)
+
+    def count(self) -> int | None:
+        return None
+
+    def _whole(self, sample: _Sample) -> Iterator[Item]:
+        if sample.image is not None:
+            yield Item(
+                f"{self.key}/{sample.stem}",
+                f"{self.path}/{sample.image.name}",
+                read=partial(bytes, sample.image.content or b""),
+                label=sample.told.get("label"),
+                caption=sample.told.get("caption", ""),
+            )
+
+
+@dataclass
+class _Sample:
+    """Members of one name, as they come."""
+
+    stem: str | None = None
+    image: Member | None = None
+    told: dict[str, str] = field(default_factory=dict)
+
+    def take(self, member: Member) -> str:
+        """Why a member is refused; "" where it is taken, or passed over as neither image nor text."""
+        ending = _ending(member.name)
+        if member.refusal or member.content is None:
+            return member.refusal
+        if ending in _TOLD:
+            self.told |= _told(ending, member.content)
+        elif ending in IMAGE_SUFFIXES and self.image is None:
+            self.image = member
+        elif ending in IMAGE_SUFFIXES:
+            return f"a second image under the key {self.stem!r}; rename it"
+        elif member.name.lower().endswith(IMAGE_SUFFIXES):
+            return "a shard's key ends at the first dot of a name; rename it"
+        return ""
+
+
+_TOLD = (".cls", ".txt", ".json")
+
+
+def _stem(name: str) -> str:
+    folder, _, last = name.rpartition("/")
+    return f"{folder}/{last.partition('.')[0]}".lstrip("/")
+
+
+def _ending(name: str) -> str:
+    """All behind the first dot of its last part."""
+    return "." + name.rpartition("/")[2].partition(".")[2].lower()
+
+
+def _told(ending: str, content: bytes) -> dict[str, str]:
+    """What a member says of its image; text that is none, or too long, says nothing."""
+    try:
+        text = content.decode("utf-8").strip() if len(content) <= MAX_TEXT else ""
+        if ending != ".json":
+            return {"label" if ending == ".cls" else "caption": text} if text else {}
+        said: Any = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    fields = ((name, said.get(name)) for name in ("label", "caption")) if isinstance(said, dict) else ()
+    return {name: str(value) for name, value in fields if isinstance(value, str | int) and is_unicode(str(value))}
+
+
+def _file(key: str, file: Path, limits: Limits) -> Item:
+    return Item(key, str(file), read=partial(_bytes_of, file, limits.bytes))
+
+
+def _bytes_of(file: Path, most: int) -> bytes:
+    with open(file, "rb") as opened:
+        content = opened.read(most + 1)
+    if len(content) > most:
+        raise ImageRefused(f"{file.name} has more than {most:,} bytes; make it smaller, or allow more (--max-bytes)")
+    return content
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines of a text file, one held at a time, without their ends; a longer one comes in pieces."""
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        while line := file.readline(MAX_TEXT + 2):
+            yield line.rstrip("\r\n")
+
+
+# -- rows --------------------------------------------------------------------------------------
+
+
+@dataclass
+class Array:
+    """Rows of a file, each under its place in it, or under its line in a file of keys.
+
+    A file that is one row, which the reader tells by the set's shape, has the file's own key.
+    """
+
+    key: str
+    path: Path
+    keys: Path | None = None
+
+    def take_keys(self, keys: Path) -> None:
+        """Name the rows by a file of keys. Raises NotThere, ShapeMismatch where it has too many or too few."""
+        if not keys.is_file():
+            raise NotThere(f"{keys} is no file of keys; name a text file with one key a line")
+        lines, rows = sum(1 for _ in _lines(keys)), len(rows_in(self.path))
+        if lines != rows:
+            raise ShapeMismatch(f"{keys} has {lines:,} keys for {rows:,} rows of {self.path}; give one a row")
+        self.keys = keys
+
+    def items(self, shape: tuple[int, ...] = ()) -> Iterator[Item]:
+        try:
+            rows = rows_in(self.path)
+        except (InvalidInput, Damaged) as error:
+            yield Item(self.key, str(self.path), refusal=str(error))
+            return
+        if rows.shape == shape or rows.shape[1:] != shape:
+            yield Item(self.key, str(self.path), row=rows)  # one row, or one refusal
+            return
+        keys = _lines(self.keys) if self.keys else (f"{self.key}/{place}" for place in range(len(rows)))
+        for place, (row, key) in enumerate(zip_longest(rows, keys)):
+            yield Item(key, f"{self.path}/{place}", row=row)
+
+    def count(self) -> int | None:
+        return None if self.keys is None else len(rows_in(self.path))
+
+    def row_shape(self) -> tuple[int, ...]:
+        """One row's, where the first axis counts rows."""
+        return tuple(rows_in(self.path).shape[1:])
+
+
+@dataclass
+class Held:
+    """Rows in force in another collection, as they are stored, under their own keys and labels."""
+
+    collection: Collection
+
+    def items(self, shape: tuple[int, ...] = ()) -> Iterator[Item]:
+        held = [segment.ids[places] for segment, places in self.collection.pin().parts.values()]
+        ids = np.sort(np.concatenate([np.zeros(0, np.int64), *held]))
+        for start in range(0, len(ids), _AT_ONCE):
+            some = self.collection.stored(ids[start : start + _AT_ONCE].tolist())
+            wide = some.embeddings
+            for place, (key, row, label, kept) in enumerate(
+                zip(some.keys, some.rows, some.labels, some.sources, strict=True)
+            ):
+                embedding = None if wide is None else wide[place]
+                yield Item(key, f"{self.collection.path}/{key}", None, row, kept, label, "", embedding)
+
+    def count(self) -> int | None:
+        return len(self.collection)
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """(I, N) of "I/N". Raises OutOfRange.
+
+    >>> shard_of("2/4")
+    (2, 4)
+    """
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise OutOfRange(f"shard {text!r}; give I/N with I from 1 to N, such as 2/4")
+    return int(index), int(count)
