@@ -10,7 +10,7 @@ from pathlib import Path
 from negindex.claim_rules import LIVE
 from negindex.errors import Damaged, Locked
 
-FORMAT = 3
+FORMAT = 4
 APPLICATION_ID = 0x6E656769  # "negi"
 WAIT = 10.0  # seconds that another program may hold the database
 
