@@ -15,9 +15,10 @@ from negindex.exact import BLOCK_ELEMENTS, Block, Scan
 from negindex.gaussians import Gaussians
 from negindex.kmeans import assign, kmeans
 from negindex.negatives import row_elements
-from negindex.projection import Space
+from negindex.projection import Space, principal_directions
 
-_ROWS_A_CLUSTER, _CLUSTERS = 64, 1024
+_ROWS_A_CLUSTER, _CLUSTERS = 64, 2048
+_LEADING = 32
 
 
 class Whole(NamedTuple):
@@ -49,13 +50,14 @@ class Clusters:
     gaussians: Gaussians
     whole: Whole
     outside: Tensor  # (K, D) float32, of the cluster's mean about the centre, what the kernel does not see
+    leading: Tensor  # (r, D) float32, orthonormal directions in which ``outside`` varies most
     live: Tensor | None = None  # (N,) bool; a row that is not live lies there and counts for nothing; None: all are
 
     @classmethod
     def build(cls, source: Scan, space: Space, seed: int = 0, count: int | None = None) -> Self:
         """Cluster the rows of ``source`` in the space. Cost: two passes over the rows, and k-means.
 
-        count: how many clusters; None takes one for 64 rows, at most 1,024 or the root of N.
+        count: how many clusters; None takes one for 64 rows, at most 2,048 or the root of N.
         """
         reduced, sketch = torch.empty(len(source), space.width), torch.empty(len(source), space.marks)
         start = 0
@@ -81,7 +83,8 @@ class Clusters:
             start += len(block.ids)
         gaussians = Gaussians.fit(_slices(offsets, reduced, sketch))
         outside = _outside(whole.sums, gaussians.counts, space)
-        return cls(space, torch.cat(ids)[order], order, reduced, sketch, offsets, gaussians, whole, outside)
+        leading = _leading(outside, gaussians.counts, space)
+        return cls(space, torch.cat(ids)[order], order, reduced, sketch, offsets, gaussians, whole, outside, leading)
 
     def __len__(self) -> int:
         return int(self.counts.sum())
@@ -103,9 +106,14 @@ class Clusters:
         return torch.einsum("nd,nd->n", self.reduced, self.reduced)
 
     @cached_property
-    def longest(self) -> float:
-        """The largest of ``lengths``; 0 without rows."""
-        return float(self.lengths.max()) if len(self) else 0.0
+    def along(self) -> Tensor:
+        """(K, r) float32, ``outside`` in the leading directions: a hundredth of its numbers say nearly all of it."""
+        return self.outside @ self.leading.T
+
+    @cached_property
+    def lacking(self) -> Tensor:
+        """(K, m) float64, sketch of what ``along`` lacks of ``outside``."""
+        return self.gaussians.mark - (self.along @ (self.leading @ self.space.sketcher)).double()
 
     @cached_property
     def mean(self) -> Tensor:
@@ -165,7 +173,7 @@ class Clusters:
 
 
 def usual_count(rows: int) -> int:
-    """How many clusters so many rows are gathered in: one for 64, at most 1,024 or the root of their number."""
+    """How many clusters so many rows are gathered in: one for 64, at most 2,048 or the root of their number."""
     return max(1, min(rows // _ROWS_A_CLUSTER, max(_CLUSTERS, isqrt(rows))))
 
 
@@ -202,6 +210,14 @@ def _outside(sums: Tensor, counts: Tensor, space: Space) -> Tensor:
     """What the kernel does not see of the means of clusters: (K, D) float32, about the centre."""
     mean = sums / counts.clamp_min(1)[:, None] - space.centre.to(torch.float64)
     return space.outside(mean.masked_fill(counts[:, None] == 0, 0.0)).to(torch.float32)
+
+
+def _leading(outside: Tensor, counts: Tensor, space: Space) -> Tensor:
+    """(r, D) float32: directions of the means (K, D) float32 of clusters, by their counts."""
+    if space.lift is None:
+        return outside[:0]
+    share = counts.float() / max(int(counts.sum()), 1)
+    return principal_directions(outside, share, min(_LEADING, *outside.shape), 0).float()
 
 
 def _renumbered(places: Tensor, gone: Tensor) -> Tensor:

@@ -15,9 +15,11 @@ from negindex.kernel import squared_distances
 from negindex.partial import NEG_INF
 
 _NEGLIGIBLE = 1e-12  # share of the weight below which a row's outside part is not asked for
+_WORTH = 1 / 64  # of the reading's mean share a row must weigh to be read: all that weigh less change nothing
+_EXACT = 64  # clusters whose mean outside the kernel is read in full, at least
 _GATHERED = 4  # rows are gathered one by one where so many times as many lie in the stretches
 _CANCELS = 1e-4  # of the squared lengths: where h² is less, float32 cannot tell weights by expanded squares
-_FINITE = 1e30  # squared lengths whose products float32 holds
+_FEW = 4  # rows whose squares would cancel are placed apart from the others while they are at most one in so many
 _SUBTRACTED = 512  # of the rows weighed, so many heaviest count in float64: where few have all the weight, these do
 
 
@@ -29,13 +31,18 @@ class Effort(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """What the mean outside the kernel is made of: Σ row_weight outside(row) + Σ cluster_weight outside(cluster)."""
+    """What the mean outside the kernel is made of: Σ row_weight outside(row) + Σ cluster_weight outside(cluster).
+
+    Clusters but for the ``exact`` ones count as their leading directions have them.
+    """
 
     rows: Tensor  # (k,) int64, the rows to read in full, by their number in the clusters
     row_weight: Tensor  # (k,) float64
-    cluster_weight: Tensor  # (K,) float64
+    exact: Tensor  # (c,) int64, the clusters of most weight
+    exact_weight: Tensor  # (c,) float64
+    cluster_weight: Tensor  # (K,) float64, of the others; 0 for these
     mark: Tensor  # (m,) float64, sketch of the sum
-    lacking: Tensor  # (m,) float64, sketch of what it lacks because rows of opened clusters are not read
+    lacking: Tensor  # (m,) float64, sketch of what it lacks: rows of opened clusters that are not read, and so on
 
 
 class Head(NamedTuple):
@@ -89,6 +96,14 @@ class Stretches:
         self.bounds = list(zip(start[first].tolist(), stop[first.roll(-1)].tolist(), strict=True))
         self.numbers = torch.cat([torch.arange(a, b) for a, b in self.bounds])  # (n,) int64
 
+    def of(self, numbers: Tensor) -> Tensor:
+        """Theirs of numbers (N,): (n,)."""
+        return torch.cat([numbers[a:b] for a, b in self.bounds])
+
+    def squared(self, table: Tensor, vector: Tensor) -> Tensor:
+        """||vector - z||² of each row of a table (N, d), (n,) float64, by subtraction in float32."""
+        return torch.cat([apart(vector[None], table[a:b])[0] for a, b in self.bounds])
+
     def products(self, table: Tensor, vector: Tensor) -> Tensor:
         """Of each row of a table (N, d) with a vector (d,): (n,); all float32."""
         rows, by, found, done = table.numpy(), vector.numpy(), np.empty(len(self.numbers), np.float32), 0
@@ -121,13 +136,14 @@ def weigh(clusters: Clusters, query: Tensor, variance: Tensor, told: Told, effor
     log_norm = torch.logaddexp(log_weighed, log_tail)
     weight *= (log_weighed - log_norm).exp() / weight.sum()
     closed = (log_closed - log_norm).exp()
-    inside = seen.stretches.weighted(clusters.reduced, weight) + closed @ told.mean
+    inside = seen.stretches.weighted(clusters.reduced, weight) + closed.float() @ told.mean
 
     read = seen.heaviest[: effort.read]
-    read = read[weight[read] > _NEGLIGIBLE]
-    reading = _reading(clusters, seen, weight, read, closed)
+    least = _WORTH / effort.read if effort.read < len(weight) else 0.0
+    read = read[weight[read] > max(least, _NEGLIGIBLE)]
+    reading = _reading(clusters, seen, weight, read, closed, max(_EXACT, effort.read // 4))
     most = (told.log_most - log_norm).clamp_max(0).exp().index_fill(0, opened, 0.0)
-    far = (told.mean - inside).square().sum(1) + (clusters.gaussians.mark - reading.mark).square().sum(1)
+    far = _squared_from(told.mean, inside) + (clusters.gaussians.mark - reading.mark).square().sum(1)
     return Head(
         log_read=seen.log_weight[read].logsumexp(0),
         log_unread=log_norm + weight.index_fill(0, read, 0.0).sum().log(),
@@ -147,14 +163,19 @@ def choose(told: Told, counts: Tensor, weighed: int, named: int) -> Tensor:
     At stake is a cluster's part of the posterior's second moment, as the closed form has it. Where the kernel is so
     narrow that normal clusters misjudge their mass, the distance finds the right ones. At least ``named`` rows.
     """
-    mean = told.log_mass.softmax(0) @ told.mean
-    far = (told.mean - mean).square().sum(1) + told.spread
+    far = _squared_from(told.mean, told.log_mass.softmax(0).float() @ told.mean) + told.spread
     by_stake = (told.log_mass + far.log()).argsort(descending=True, stable=True).argsort()
     by_distance = told.distance.argsort(stable=True).argsort()
     turn = torch.minimum(2 * by_stake, 2 * by_distance + 1).argsort()
     rows = counts[turn].cumsum(0)
     fits = (rows <= weighed) | (rows - counts[turn] < named)
     return turn[fits].sort().values
+
+
+def _squared_from(points: Tensor, one: Tensor) -> Tensor:
+    """(n,) float64: how far points (n, d) float32 are from one (d,), squared."""
+    away = points - one.float()
+    return torch.einsum("nd,nd->n", away, away).double()
 
 
 def _weighed(clusters: Clusters, query: Tensor, variance: Tensor, opened: Tensor, heaviest: int) -> Opened:
@@ -174,22 +195,28 @@ def _weighed(clusters: Clusters, query: Tensor, variance: Tensor, opened: Tensor
 
 
 def _squared(clusters: Clusters, query: Tensor, variance: Tensor, stretches: Stretches) -> Tensor:
-    """||query - z||² of the rows, (n,) float64 of float32 products: squares expanded where the kernel is wide."""
-    if not wide_enough(clusters, query, variance):
-        rows = clusters.reduced[stretches.numbers]
-        return torch.cdist(query.float()[None], rows, compute_mode="donot_use_mm_for_euclid_dist")[0].double().square()
-    lengths = clusters.lengths[stretches.numbers]
+    """||query - z||² of the rows, (n,) float64 of float32 products: squares expanded where they do not cancel."""
+    lengths = stretches.of(clusters.lengths)
+    far = cancelling(lengths, query, variance).nonzero()[:, 0]
+    if _FEW * len(far) > len(lengths):
+        return stretches.squared(clusters.reduced, query.float())
     squared = (lengths - 2 * stretches.products(clusters.reduced, query.float())).double()
-    return squared.add_(query.square().sum()).clamp_min_(0)
+    squared.add_(query.square().sum()).clamp_min_(0)
+    return squared.index_copy_(0, far, apart(query[None], clusters.reduced[stretches.numbers[far]])[0])
 
 
-def wide_enough(clusters: Clusters, query: Tensor, variance: Tensor) -> bool:
-    """Whether float32 tells the weights of rows by expanded squares, of all queries (..., d) with their h²."""
-    longest = float(query.square().sum(-1).max()) + clusters.longest
-    return longest < _FINITE and float(variance.min()) >= _CANCELS * longest
+def cancelling(lengths: Tensor, query: Tensor, variance: Tensor) -> Tensor:
+    """Of rows by squared length (n,): whether float32 products with queries (..., d) are too coarse for their h²."""
+    most = float(variance.min()) / _CANCELS - float(query.square().sum(-1).max())
+    return ~(lengths <= most)  # where both are beyond all numbers too
 
 
-def _reading(clusters: Clusters, seen: Opened, weight: Tensor, read: Tensor, closed: Tensor) -> Reading:
+def apart(query: Tensor, rows: Tensor) -> Tensor:
+    """||query - z||² by subtraction in float32, (B, d), (n, d) -> (B, n) float64."""
+    return torch.cdist(query.float(), rows, compute_mode="donot_use_mm_for_euclid_dist").double().square_()
+
+
+def _reading(clusters: Clusters, seen: Opened, weight: Tensor, read: Tensor, closed: Tensor, exact: int) -> Reading:
     """Let the n - k unread rows of each opened cluster have their plain mean, by their share u of the weight.
 
     That mean is (n mean - Σ read) / (n - k): the cluster's mean weighs u n / (n - k), and each row that is read
@@ -201,11 +228,9 @@ def _reading(clusters: Clusters, seen: Opened, weight: Tensor, read: Tensor, clo
     each = share / (counts - seen.owner[read].bincount(minlength=len(counts))).clamp_min(1)
     less, instead = each[seen.owner[read]], each * counts
     row_weight, cluster_weight = weight[read] - less, closed.index_add(0, seen.clusters, instead)
-    owed = seen.stretches.weighted(clusters.sketch, unread.index_copy(0, read, less))
-    return Reading(
-        rows=seen.number[read],
-        row_weight=row_weight,
-        cluster_weight=cluster_weight,
-        mark=cluster_weight @ marks + row_weight @ clusters.sketch[seen.number[read]].double(),
-        lacking=owed - instead @ marks[seen.clusters],
-    )
+    owed = seen.stretches.weighted(clusters.sketch, unread.index_copy(0, read, less)) - instead @ marks[seen.clusters]
+    mark = cluster_weight @ marks + row_weight @ clusters.sketch[seen.number[read]].double()
+    full = cluster_weight.topk(min(exact, len(cluster_weight))).indices
+    others = cluster_weight.index_fill(0, full, 0.0)
+    short = others @ clusters.lacking
+    return Reading(seen.number[read], row_weight, full, cluster_weight[full], others, mark - short, owed + short)

@@ -30,10 +30,10 @@ from negindex.tensors import read_tensors, write_tensors
 from negindex.trust import Trust
 
 FORMAT = 1
-_GAUSSIANS = {"counts": ("I64", 1), "mean": ("F64", 2), "axes": ("F64", 3), "variance": ("F64", 2), "rest": ("F64", 1)}
-_GAUSSIANS |= {"mark": ("F64", 2), "scatter": ("F64", 1)}
+_GAUSSIANS = {"counts": ("I64", 1), "mean": ("F32", 2), "axes": ("F32", 3), "variance": ("F64", 2), "rest": ("F64", 1)}
+_GAUSSIANS |= {"shares": ("F64", 2), "mark": ("F64", 2), "scatter": ("F64", 1)}
 _ROWS = {"ids": ("I64", 1), "reduced": ("F32", 2), "sketch": ("F32", 2), "offsets": ("I64", 1)}
-_WHOLE = {"sums": ("F64", 2), "squares": ("F64", 1), "outside": ("F32", 2)}
+_WHOLE = {"sums": ("F64", 2), "squares": ("F64", 1), "outside": ("F32", 2), "leading": ("F32", 2)}
 _SPACE = {"centre": ("F32", 1), "lift": ("F32", 2), "columns": ("F32", 2)}
 _TRUST = {"factors": ("F64", 2), "powers": ("F64", 2)}
 _ARRAYS = _GAUSSIANS | _ROWS | _WHOLE | _SPACE | _TRUST
@@ -64,7 +64,7 @@ class Index:
         clusters, space = self.clusters, self.clusters.space
         nothing = torch.empty(0, 0)
         arrays = clusters.gaussians._asdict() | clusters.whole._asdict() | {"centre": space.centre}
-        arrays |= {name: getattr(clusters, name) for name in (*_ROWS, "outside")}
+        arrays |= {name: getattr(clusters, name) for name in (*_ROWS, "outside", "leading")}
         arrays |= {name: getattr(self.trust, name) for name in _TRUST}
         arrays |= {"lift": nothing if space.lift is None else space.lift}
         arrays |= {"columns": nothing if space.columns is None else space.columns}
@@ -88,6 +88,7 @@ class Index:
             gaussians=Gaussians(**{name: arrays[name] for name in _GAUSSIANS}),
             whole=Whole(arrays["sums"], arrays["squares"]),
             outside=arrays["outside"],
+            leading=arrays["leading"],
             **{name: arrays[name] for name in _ROWS},
         )
         trust = Trust(tuple(said["levels"]), arrays["factors"], arrays["powers"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from math import inf
 from typing import Self
@@ -29,7 +30,6 @@ USUAL = 1  # which of them answers where no error is asked for
 SCAN_ELEMENTS = 1 << 20  # a set of so few numbers is scanned: that takes about 10 ms
 _CENTRE_ROWS = 1024
 _CACHED = 1 << 18  # numbers
-_NEGLIGIBLE = 1e-9  # share of the weight below which a cluster's mean is left out, where that saves time
 
 
 class Mixture(Negatives):
@@ -169,10 +169,16 @@ class Mixture(Negatives):
     def heads(self, query: Query) -> list[tuple[Head, float]]:
         """Of each sample, what memory says and which rows it needs, and the error that is stated for it."""
         points, variance = self.clusters.space.place(query.y), query.kernel.variance(query.level)
-        told = self.clusters.gaussians.seen_from(points, variance)
-        return [
-            self._head(query, points[b], variance[b], told.about(b), s) for b, s in enumerate(query.level.s.tolist())
-        ]
+        told, s = self.clusters.gaussians.seen_from(points, variance), query.level.s.tolist()
+
+        def head(b: int) -> tuple[Head, float]:
+            return self._head(query, points[b], variance[b], told.about(b), s[b])
+
+        workers = min(len(s), torch.get_num_threads())
+        if workers == 1:
+            return [head(b) for b in range(len(s))]
+        with ThreadPoolExecutor(workers) as threads:  # made and gone within the call: nothing for a fork to break
+            return list(threads.map(head, range(len(s))))
 
     def _head(self, query: Query, point: Tensor, variance: Tensor, told: Told, s: float) -> tuple[Head, float]:
         """Of the efforts, the cheapest that reaches the error asked for, or the last; and its stated error."""
@@ -194,10 +200,10 @@ class Mixture(Negatives):
         weight = torch.zeros(len(heads), len(rows), dtype=torch.float64)
         weight[owner, place] = torch.cat([reading.row_weight for reading in readings])
         inside = torch.stack([head.inside for head in heads]) - weight @ clusters.reduced[rows].double()
-        shares = torch.stack([reading.cluster_weight for reading in readings]).float()
-        some = (shares > _NEGLIGIBLE).any(0).nonzero()[:, 0]
-        few = 4 * len(some) < len(clusters.outside)  # where noise is low; copying more would cost more than it saves
-        mean = space.raised(inside) + (shares[:, some] @ clusters.outside[some] if few else shares @ clusters.outside)
+        shares = torch.stack([reading.cluster_weight for reading in readings]).float() @ clusters.along
+        mean = torch.addmm(space.raised(inside), shares, clusters.leading)
+        for b, reading in enumerate(readings):
+            mean[b] += reading.exact_weight.float() @ clusters.outside[reading.exact]
         for some in torch.arange(len(rows)).split(max(1, BLOCK_ELEMENTS // len(space.centre))):
             read = self.source.take(clusters.places[rows[some]]).rows.to("cpu")
             _add_weighted(mean, weight[:, some].float(), read, space.centre)

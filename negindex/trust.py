@@ -12,7 +12,7 @@ from torch import Tensor
 
 from negindex.clusters import Clusters
 from negindex.exact import Scan
-from negindex.head import Effort, Head, weigh, wide_enough
+from negindex.head import Effort, Head, apart, cancelling, weigh
 from negindex.noise import NoiseLevel
 from negindex.partial import NEG_INF
 from negindex.projection import generator, geometric
@@ -121,11 +121,9 @@ def exact(clusters: Clusters, query: Tensor, variance: Tensor) -> Tensor:
 
 def _log_weights(clusters: Clusters, query: Tensor, variance: Tensor) -> Iterator[Tensor]:
     """(B, n) float64, of each stretch of rows in turn."""
-    wide, some = wide_enough(clusters, query, variance), max(1, _CHUNK // len(query))
-    own, asked = query.square().sum(1, keepdim=True), query.float()
+    some, own, asked = max(1, _CHUNK // len(query)), query.square().sum(1, keepdim=True), query.float()
     for rows, lengths in zip(clusters.reduced.split(some), clusters.lengths.split(some), strict=True):
-        if wide:
-            squared = torch.addmm(lengths, asked, rows.T, alpha=-2).double().add_(own)
-        else:
-            squared = torch.cdist(asked, rows, compute_mode="donot_use_mm_for_euclid_dist").double().square_()
+        squared = torch.addmm(lengths, asked, rows.T, alpha=-2).double().add_(own).clamp_min_(0)
+        far = cancelling(lengths, query, variance).nonzero()[:, 0]
+        squared[:, far] = apart(asked, rows[far])
         yield squared.div_(-2 * variance[:, None])
