@@ -23,7 +23,7 @@ from negindex.exact import Block, Scan
 from negindex.gaussians import Gaussians
 from negindex.head import Effort
 from negindex.kernel import Kernel
-from negindex.mixture import EFFORTS, SCAN_ELEMENTS, Mixture
+from negindex.mixture import SCAN_ELEMENTS, Mixture, usual_efforts
 from negindex.negatives import row_elements
 from negindex.projection import Space
 from negindex.tensors import read_tensors, write_tensors
@@ -56,7 +56,7 @@ class Index:
     @classmethod
     def build(cls, rows: Scan, kernel: Kernel) -> Self:
         """Of all rows; for the cost see ``Mixture.build``."""
-        made = Mixture.build(rows, kernel, efforts=EFFORTS, scan_elements=0)
+        made = Mixture.build(rows, kernel, efforts=usual_efforts(len(rows)), scan_elements=0)
         return cls(made.clusters, made.trust, made.efforts)
 
     def write(self, file: BinaryIO, set_id: str) -> None:

@@ -25,11 +25,16 @@ from negindex.partial import NEG_INF, Heaviest, Origin, Partial
 from negindex.projection import Space, generator
 from negindex.trust import Trust
 
-EFFORTS = (Effort(1 << 14, 64), Effort(1 << 16, 256), Effort(1 << 18, 1024))
 USUAL = 1  # which of them answers where no error is asked for
 SCAN_ELEMENTS = 1 << 20  # a set of so few numbers is scanned: that takes about 10 ms
 _CENTRE_ROWS = 1024
 _CACHED = 1 << 18  # numbers
+
+
+def usual_efforts(rows: int) -> tuple[Effort, ...]:
+    """What is looked at in a set of so many rows: a sixteenth of them, within bounds; a quarter of that; four times."""
+    weighed = min(1 << 16, max(1 << 14, rows // 16))
+    return Effort(weighed // 4, 64), Effort(weighed, 128), Effort(4 * weighed, 1024)
 
 
 class Mixture(Negatives):
@@ -46,12 +51,13 @@ class Mixture(Negatives):
         clusters: Clusters,
         trust: Trust,
         *,
-        efforts: Sequence[Effort] = EFFORTS,
+        efforts: Sequence[Effort] | None = None,
         scan_elements: int = SCAN_ELEMENTS,
     ) -> None:
-        """clusters: of all rows of ``source``, an immutable set. trust: learned with these efforts."""
+        """clusters: of all rows of ``source``, an immutable set. trust: learned with these efforts, None: the usual."""
         self.source, self.clusters, self.trust = source, clusters, trust
-        self.efforts, self.scan_elements = tuple(efforts), scan_elements
+        self.efforts = usual_efforts(len(source)) if efforts is None else tuple(efforts)
+        self.scan_elements = scan_elements
         self.shape, self.space = source.shape, source.space
 
     @classmethod
@@ -60,7 +66,7 @@ class Mixture(Negatives):
         source: Scan,
         kernel: Kernel,
         *,
-        efforts: Sequence[Effort] = EFFORTS,
+        efforts: Sequence[Effort] | None = None,
         scan_elements: int = SCAN_ELEMENTS,
         seed: int = 0,
     ) -> Self:
@@ -72,6 +78,7 @@ class Mixture(Negatives):
         places = torch.randperm(len(source), generator=generator(seed))[:_CENTRE_ROWS]
         centre = source.take(places).rows.to("cpu", torch.float64).sum(0) / max(len(places), 1)
         clusters = Clusters.build(source, Space.of(kernel, centre, seed), seed)
+        efforts = usual_efforts(len(source)) if efforts is None else efforts
         trust = Trust.learn(clusters, source, efforts, seed)
         return cls(source, clusters, trust, efforts=efforts, scan_elements=scan_elements)
 
