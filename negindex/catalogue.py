@@ -273,6 +273,12 @@ class Catalogue:
                   WHERE source_key IS NOT NULL AND {_held(ever)} AND id IN"""
         return {row_id: (key, bool(live)) for row_id, key, live in self._each(sql, ids)}
 
+    def described(self, ids: Sequence[int]) -> dict[int, tuple[str, str | None, str, str | None]]:
+        """{id: (source key, label, sha256, sha256 of its source image)} of those of the rows that are in force."""
+        sql = """SELECT id, source_key, label, sha256, image_sha256 FROM rows
+                 WHERE added IS NOT NULL AND withdrawn IS NULL AND id IN"""
+        return {row: (key, label, digest, image) for row, key, label, digest, image in self._each(sql, ids)}
+
     def with_content(self, digests: Sequence[str]) -> dict[str, list[int]]:
         """{sha256: ids of the rows, in force or not, whose stored bytes or source image have it}."""
         found = [

@@ -31,6 +31,7 @@ from negindex.calibration import Calibration, calibrate
 from negindex.catalogue import Catalogue
 from negindex.checkpoint import Checkpoint
 from negindex.claims import Claims
+from negindex.dedup import Member, duplicates
 from negindex.disk import Disk, writer_lock
 from negindex.errors import InvalidInput, Locked, NotAllowed, OutOfRange, ShapeMismatch, UnknownKey
 from negindex.exact import Scan
@@ -191,11 +192,26 @@ class Collection(Negatives):
             missing = [key for key in keys if key not in held]
             if missing:
                 raise UnknownKey(f"{some_are(missing)} not in force; `negindex status --keys` lists what is")
-            ids = [held[key] for key in keys]
-            self._store.check_unclaimed(ids)
-            with self._catalogue.change("withdraw", Note(reason, by)) as change:
-                change.close_in_house(ids)
-                change.reckon(ids)
+            return self._take_out([held[key] for key in keys], Note(reason, by))
+
+    def dedup(self, reason: str, *, distance: int = NEAR, by: str = "") -> tuple[int, list[list[Member]]]:
+        """Withdraw near-duplicates, so that one row an image stays; returns the version and what became of each row.
+
+        ``duplicates`` says which; where there are none, nothing changes. Nothing is withdrawn by a comparison with a
+        row that leaves meanwhile: both happen under the writer's lock.
+        """
+        with self._store.writing():
+            groups = self.duplicates(distance=distance)
+            gone = [one.row for group in groups for one in group if not one.stays]
+            if not gone:
+                return self.newest().version, groups
+            return self._take_out(gone, Note(reason, by, {"near_duplicates_within": distance})), groups
+
+    def _take_out(self, ids: Sequence[int], note: Note) -> int:
+        self._store.check_unclaimed(ids)
+        with self._catalogue.change("withdraw", note) as change:
+            change.close_in_house(ids)
+            change.reckon(ids)
         return change.version
 
     def erase(self, source_keys: Sequence[str], reason: str, *, by: str = "", keep_out: bool = False) -> int:
@@ -486,6 +502,14 @@ class Collection(Negatives):
         keys = self._catalogue.source_keys([row for group in groups for row in group])
         known = ({row: keys[row] for row in group if row in keys} for group in groups)
         return [group for group in known if len(group) > 1]
+
+    def duplicates(self, *, distance: int = NEAR) -> list[list[Member]]:
+        """Groups of rows in force that are near-duplicates, and which of them ``dedup`` would keep.
+
+        A row goes only where one that stays, under the same label, has the same bytes or differs in at most ``distance``
+        bits of PDQ: of a long group, whose ends are unlike, several stay. Rows under a claim stay, then the oldest.
+        """
+        return duplicates(self._catalogue, distance=distance)
 
     def barred(self, looked_for: Sequence[Likeness]) -> list[bool]:
         """Of each image, whether ``add`` refuses it: a hash-only claim names it or what is near, or an erasure."""

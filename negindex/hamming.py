@@ -90,6 +90,11 @@ def within(queries: Hashes, hashes: Hashes, distance: int = NEAR) -> Pairs:
     return Pairs(query[order], row[order], bits[order])
 
 
+def distances(hashes: Hashes, one: int, others: Ints) -> Ints:
+    """Bits between the hash at one place and those at others, (N,)."""
+    return _differing(hashes.words[one], hashes.words[others]).astype(np.int64)
+
+
 def groups(hashes: Hashes, distance: int = NEAR) -> list[Ints]:
     """Places of hashes that hang together, link by link, by differing in at most ``distance`` bits.
 
