@@ -195,6 +195,16 @@ class Catalogue:
         sql = "SELECT * FROM segments WHERE ?1 IS NULL OR first <= ?1 ORDER BY segment"
         return [SegmentRecord(*row) for row in self.ask(sql, version)]
 
+    def embedded_by(self) -> str | None:
+        """What made the embeddings beside rows, by the newest note that tells; "" where none does, None without any."""
+        if not any(file.embedding for file in self.segments()):
+            return None
+        found = self.ask(
+            """SELECT json_extract(body, '$.embedded_by') AS said FROM notes WHERE said IS NOT NULL
+               ORDER BY version DESC LIMIT 1"""
+        )
+        return str(found[0][0]) if found else ""
+
     def left(self, segment: int, after: int, until: int) -> list[int]:
         """Places in a segment of rows that went out of force after one version and up to another."""
         sql = "SELECT place FROM rows WHERE segment = ? AND withdrawn > ? AND withdrawn <= ?"

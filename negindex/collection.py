@@ -141,6 +141,11 @@ class Collection(Negatives):
         """How rows are stored."""
         return self._catalogue.meta.dtype
 
+    @property
+    def embedded_by(self) -> str | None:
+        """The fingerprint of the model whose embeddings lie beside rows, "" where nobody told; None without any."""
+        return self._catalogue.embedded_by()
+
     # -- changing the set ------------------------------------------------------------------
 
     def add(
@@ -153,24 +158,27 @@ class Collection(Negatives):
         by: str = "",
         sources: Sequence[Provenance | None] | None = None,
         embeddings: Tensor | ArrayLike | None = None,
+        embedded_by: str = "",
     ) -> int:
         """Put rows in force under an in-house claim; when this returns they are on the disk. Returns the version.
 
         rows: (N, *S), torch or numpy; source_keys: N distinct upstream names.
         label: one for all rows, or one a row. sources: what is kept of each source image.
-        embeddings: (N, E) for people's look-ups, kept in float16.
+        embeddings: (N, E) for people's look-ups, kept in float16. embedded_by: the fingerprint of the model that made
+        them; a set holds those of one model, and those of another raise SpaceMismatch.
         A key in force with the same bytes changes nothing (but for an in-house claim, where it had none); with
         other bytes it raises DuplicateKey. A key that was withdrawn comes back under a new id. Content that a claim
         or an erasure keeps out raises ContentRefused. All rows are added, or none.
         """
-        given = incoming(self._store.meta, rows, source_keys, label, sources, embeddings)
+        given = incoming(self._store.meta, rows, source_keys, label, sources, embeddings, embedded_by)
+        words = {} if given.embeddings is None else {"embedded_by": embedded_by}
         with self._store.writing():
             sealed, ids = self._store.seal(given)
             new = self._without_in_house(ids)
             if not new:
                 return self.newest().version
             with self._catalogue.together():
-                with self._catalogue.change("add", Note(reason, by)) as change:
+                with self._catalogue.change("add", Note(reason, by, words)) as change:
                     claim = change.open_claim(IN_HOUSE, "in_force")
                     change.store(sealed)
                     change.link(claim, new)
@@ -506,8 +514,9 @@ class Collection(Negatives):
     def duplicates(self, *, distance: int = NEAR) -> list[list[Member]]:
         """Groups of rows in force that are near-duplicates, and which of them ``dedup`` would keep.
 
-        A row goes only where one that stays, under the same label, has the same bytes or differs in at most ``distance``
-        bits of PDQ: of a long group, whose ends are unlike, several stay. Rows under a claim stay, then the oldest.
+        A row goes only where one that stays, under the same label, has the same bytes or differs in at most
+        ``distance`` bits of PDQ: of a long group, whose ends are unlike, several stay. Rows under a claim stay, then
+        the oldest.
         """
         return duplicates(self._catalogue, distance=distance)
 

@@ -56,6 +56,7 @@ class Item:
     caption: str = ""
     embedding: NDArray[np.floating] | None = None  # (E,)
     refusal: str = ""
+    embedded_by: str = ""  # the fingerprint of the embedding's model
 
     @property
     def name(self) -> str:
@@ -360,6 +361,7 @@ class Held:
     def items(self, shape: tuple[int, ...] = ()) -> Iterator[Item]:
         held = [segment.ids[places] for segment, places in self.collection.pin().parts.values()]
         ids = np.sort(np.concatenate([np.zeros(0, np.int64), *held]))
+        embedded_by = self.collection.embedded_by or ""
         for start in range(0, len(ids), _AT_ONCE):
             some = self.collection.stored(ids[start : start + _AT_ONCE].tolist())
             wide = some.embeddings
@@ -367,7 +369,8 @@ class Held:
                 zip(some.keys, some.rows, some.labels, some.sources, strict=True)
             ):
                 embedding = None if wide is None else wide[place]
-                yield Item(key, f"{self.collection.path}/{key}", None, row, kept, label, "", embedding)
+                place_in = f"{self.collection.path}/{key}"
+                yield Item(key, place_in, None, row, kept, label, "", embedding, embedded_by=embedded_by)
 
     def count(self) -> int | None:
         return len(self.collection)

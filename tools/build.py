@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from negindex.tools.beside import More, takes_more
 from negindex.tools.common import errors_to_exit_codes
 from negindex.tools.inputs import Asked, take_in, takes_inputs
 from negindex.tools.options import BY, KEY, SET, open_key_if_any, open_set
@@ -53,6 +54,7 @@ Examples:
 @_DTYPE
 @_LABEL
 @takes_inputs
+@takes_more
 @_REASON
 @BY
 @KEY
@@ -67,6 +69,7 @@ def build(
     dtype: str,
     label: str | None,
     asked: Asked,
+    more: More,
     reason: str,
     by: str,
     key_file: Path | None,
@@ -96,7 +99,7 @@ def build(
     else:
         encoder = _encoder(collection, found, shape, channels, pipeline)
     _check(collection, found, space, pipeline, encoder)
-    take_in(collection, found, encoder, asked, label=label, reason=reason, by=by)
+    take_in(collection, found, encoder, asked, label=label, reason=reason, by=by, more=more)
 
 
 @click.command(
@@ -111,6 +114,7 @@ Examples:
 @_PIPELINE
 @_LABEL
 @takes_inputs
+@takes_more
 @_REASON
 @BY
 @KEY
@@ -121,6 +125,7 @@ def add(
     pipeline: Path | None,
     label: str | None,
     asked: Asked,
+    more: More,
     reason: str,
     by: str,
     key_file: Path | None,
@@ -135,7 +140,7 @@ def add(
     found = asked.sources(sources)
     encoder = _encoder_of_set(collection, pipeline) if _with_images(found) else None
     _check(collection, found, None, pipeline, encoder)
-    take_in(collection, found, encoder, asked, label=label, reason=reason, by=by)
+    take_in(collection, found, encoder, asked, label=label, reason=reason, by=by, more=more)
 
 
 @click.command(

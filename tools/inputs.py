@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from negindex.tools.beside import More
 from negindex.tools.common import PARTLY
 
 if TYPE_CHECKING:
@@ -117,19 +118,23 @@ def take_in(
     label: str | None,
     reason: str,
     by: str,
+    more: More | None = None,
 ) -> None:
     """Put sources in force, and say what became of each input; leaves with exit code 3 where one was left out."""
     from negindex.sampler.ingest import chosen, ingest
 
     shard, keys = asked.only()
+    more = more or More()
+    more.prepare(collection, sources)
     items = chosen(sources, collection.shape, shard=shard, keys=keys)
     counts = [source.count() for source in sources]
     whole = shard is None and keys is None and None not in counts
     with _ledger(asked.ledger) as tell, Progress(sum(filter(None, counts)) if whole else None) as progress:
         report = ingest(
             collection, items, encoder, label=label, reason=reason, by=by, limits=asked.limits,
-            progress=progress.reached, tell=tell,
+            progress=progress.reached, **more.options(collection, tell),
         )  # fmt: skip
+    more.finish(collection)
     _say(collection, report, asked.as_json)
     if report.left_out:
         sys.exit(PARTLY)
