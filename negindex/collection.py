@@ -45,6 +45,7 @@ from negindex.labelled import Labelled
 from negindex.log import Record
 from negindex.moments import Moments
 from negindex.near import Near
+from negindex.nearest import Neighbour, nearest_embedding, nearest_pdq
 from negindex.negatives import Negatives, Query, Reach, row_elements
 from negindex.partial import Origin, Partial
 from negindex.schema import IN_HOUSE
@@ -519,6 +520,18 @@ class Collection(Negatives):
         the oldest.
         """
         return duplicates(self._catalogue, distance=distance)
+
+    def nearest_pdq(self, forms: Sequence[bytes], k: int) -> list[Neighbour]:
+        """The k rows in force whose hashes differ least from an image's, mirrored and turned ones included."""
+        return nearest_pdq(self._catalogue, forms, k)
+
+    def nearest_embedding(self, embedding: NDArray[np.floating], k: int) -> list[Neighbour]:
+        """The k rows in force with an embedding whose cosine with this one, of the same model, is largest."""
+        return nearest_embedding(self._catalogue, self.pin().parts.values(), embedding, k)
+
+    def keys_of(self, ids: Sequence[int]) -> dict[int, str]:
+        """{id: source key} of rows, in force or not; an erased row has none."""
+        return self._catalogue.source_keys(ids)
 
     def barred(self, looked_for: Sequence[Likeness]) -> list[bool]:
         """Of each image, whether ``add`` refuses it: a hash-only claim names it or what is near, or an erasure."""

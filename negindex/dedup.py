@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from negindex.alike import MIN_QUALITY, groups_held
 from negindex.catalogue import Catalogue
-from negindex.hamming import NEAR, Hashes, distances
+from negindex.hamming import NEAR, Hashes, distances_to
 from negindex.schema import IN_HOUSE
 
 
@@ -85,7 +85,7 @@ class _Group:
         """Bits between one row and others (N,): 0 for the same bytes, 257 where nothing is known."""
         bits = np.full(len(others), 257)
         if self._hashed[first]:
-            far = distances(self._hashes, int(first), others)
+            far = distances_to(self._hashes, self._hashes.words[first], others)
             bits = np.where(self._hashed[others], far, bits)
         image = self._images[first]
         same = (self._contents[others] == self._contents[first]) | ((self._images[others] == image) & (image >= 0))

@@ -90,9 +90,10 @@ def within(queries: Hashes, hashes: Hashes, distance: int = NEAR) -> Pairs:
     return Pairs(query[order], row[order], bits[order])
 
 
-def distances(hashes: Hashes, one: int, others: Ints) -> Ints:
-    """Bits between the hash at one place and those at others, (N,)."""
-    return _differing(hashes.words[one], hashes.words[others]).astype(np.int64)
+def distances_to(hashes: Hashes, one: Words, places: Ints | None = None) -> Ints:
+    """Bits between one hash (4,) and all, or those at some places: (N,)."""
+    words = hashes.words if places is None else hashes.words[places]
+    return _differing(one, words).astype(np.int64)
 
 
 def groups(hashes: Hashes, distance: int = NEAR) -> list[Ints]:

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors import SafetensorError
 
 from negindex.disk import sha256_of
 from negindex.errors import Damaged, InvalidInput, NotThere
 
+_MISFIT = (SafetensorError, RuntimeError, ValueError, LookupError, TypeError, AssertionError, OSError)
 LOCAL = "local-dir:"
 CONFIG = "open_clip_config.json"
 
@@ -35,7 +37,6 @@ class Clip:
         """
         import open_clip
         from open_clip.transform import PreprocessCfg, image_transform_v2
-        from safetensors import SafetensorError
 
         name = str(weights)
         folder = Path(name.removeprefix(LOCAL)) if name.startswith(LOCAL) else None
@@ -46,7 +47,7 @@ class Clip:
         asked = (model.replace("/", "-"), str(file)) if folder is None else (f"{LOCAL}{folder}", None)
         try:
             self._model = open_clip.create_model(asked[0], pretrained=asked[1], pretrained_text=False).eval()
-        except (SafetensorError, RuntimeError, ValueError, LookupError, TypeError, OSError) as error:
+        except _MISFIT as error:
             raise Damaged(f"{file} holds no weights of {model} ({error}); name the model that they are of") from error
         self._prepare = image_transform_v2(PreprocessCfg(**self._model.visual.preprocess_cfg), is_train=False)
 

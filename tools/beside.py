@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from negindex.sampler.sources import Source
 
 CLIP = (
-    click.option("--clip", metavar="MODEL", help="The open-clip model whose embeddings stand beside the rows, such as ViT-B-32."),
+    click.option("--clip", metavar="MODEL",
+                 help="The open-clip model whose embeddings stand beside the rows, such as ViT-B-32."),
     click.option("--clip-weights", metavar="FILE|local-dir:DIR",
                  help="Its weights: a .safetensors file, or a folder with open_clip_config.json. Nothing is fetched."),
 )  # fmt: skip
@@ -26,7 +27,8 @@ _OPTIONS = (
     *CLIP,
     click.option("--thumbnails", is_flag=True, help="Keep a small picture of each image, for people's look-ups."),
     click.option("--refuse-near", metavar="BITS", type=click.IntRange(0, 255),
-                 help="Leave out what differs in at most so many bits of PDQ from a row, or from an earlier input; 31 is usual."),
+                 help="Leave out images that differ in at most so many bits of PDQ (31 is usual) from a row, or from "
+                 "an earlier input, mirrored and turned too."),
     click.option("--sheet", metavar="FILE.png", type=click.Path(path_type=Path, dir_okay=False),
                  help="Draw what went in (up to 200) and what was left out as near (up to 100), beside its neighbour."),
 )  # fmt: skip
@@ -44,27 +46,29 @@ class More:
     _contact: Contact | None = field(default=None, init=False)
     _clip: Clip | None = field(default=None, init=False)
 
-    def prepare(self, collection: Collection, sources: Iterable[Source]) -> None:
-        """Load what is asked for. Raises SpaceMismatch where the set would hold embeddings of two models."""
+    def load(self) -> None:
+        """Load what is asked for, before anything is made or changed. Raises NotThere, InvalidInput, Damaged."""
         from negindex.errors import NotThere
+
+        if self.sheet is not None and not self.sheet.parent.is_dir():
+            raise NotThere(f"{self.sheet.parent} is no folder; name a sheet in one that is there")
+        self._clip = load_clip(self.clip, self.clip_weights)
+
+    def check(self, collection: Collection, sources: Iterable[Source]) -> None:
+        """Raise SpaceMismatch where the set would hold embeddings of two models."""
         from negindex.sampler.beside import check_embedded
         from negindex.sampler.sources import Held
 
-        self._clip = load_clip(self.clip, self.clip_weights)
         models = [source.collection.embedded_by for source in sources if isinstance(source, Held)]
         check_embedded(collection, [*models, self._clip.fingerprint if self._clip else None])
-        if self.sheet is not None:
-            from negindex.sampler.contact import Contact
-
-            if not self.sheet.parent.is_dir():
-                raise NotThere(f"{self.sheet.parent} is no folder; name a sheet in one that is there")
-            self._contact = Contact()
 
     def options(self, collection: Collection, tell: Callable[[Entry], None]) -> dict[str, Any]:
         """What ``ingest`` is to do besides."""
         from negindex.sampler.beside import Maker
+        from negindex.sampler.contact import Contact
         from negindex.sampler.sieve import Sieve
 
+        self._contact = None if self.sheet is None else Contact()
         contact, clip = self._contact, self._clip
         steps: list[Callable[[Iterator[Any]], Iterator[Any]]] = []
         if self.refuse_near is not None:
@@ -92,6 +96,13 @@ def takes_more(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
         run = option(run)
     return run
+
+
+def takes_clip(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that name an open-clip model."""
+    for option in reversed(CLIP):
+        command = option(command)
+    return command
 
 
 def load_clip(model: str | None, weights: str | None) -> Clip | None:

@@ -88,6 +88,7 @@ def build(
     from negindex import Collection
 
     shape = None if size is None else height_width(size)
+    more.load()
     found, key = asked.sources(sources), open_key_if_any(key_file)
     collection = Collection.open(set_path, key=key) if set_path.exists() else None
     if collection is None:
@@ -136,6 +137,7 @@ def add(
     When the command returns they are on the disk, and every sampler that follows the set obeys them from
     its next image on.
     """
+    more.load()
     collection = open_set(set_path, key_file)
     found = asked.sources(sources)
     encoder = _encoder_of_set(collection, pipeline) if _with_images(found) else None

@@ -125,7 +125,7 @@ def take_in(
 
     shard, keys = asked.only()
     more = more or More()
-    more.prepare(collection, sources)
+    more.check(collection, sources)
     items = chosen(sources, collection.shape, shard=shard, keys=keys)
     counts = [source.count() for source in sources]
     whole = shard is None and keys is None and None not in counts
