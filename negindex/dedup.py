@@ -73,15 +73,16 @@ class _Group:
         left = np.arange(len(self._rows))
         found = []
         while len(left):
-            first, others = left[0], left[1:]
+            first, others = int(left[0]), left[1:]
             bits = self._apart(first, others)
             goes = free[others] & (bits <= distance) & (self._labels[others] == self._labels[first])
             found.append(self._member(first, first, 0))
-            found += [self._member(one, first, int(far)) for one, far in zip(others[goes], bits[goes], strict=True)]
+            gone = zip(others[goes].tolist(), bits[goes].tolist(), strict=True)
+            found += [self._member(one, first, far) for one, far in gone]
             left = others[~goes]
         return sorted(found)
 
-    def _apart(self, first: np.int64, others: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _apart(self, first: int, others: NDArray[np.int64]) -> NDArray[np.int64]:
         """Bits between one row and others (N,): 0 for the same bytes, 257 where nothing is known."""
         bits = np.full(len(others), 257)
         if self._hashed[first]:
@@ -91,10 +92,10 @@ class _Group:
         same = (self._contents[others] == self._contents[first]) | ((self._images[others] == image) & (image >= 0))
         return np.where(same, 0, bits)
 
-    def _member(self, at: np.int64, kept: np.int64, far: int) -> Member:
+    def _member(self, at: int, kept: int, far: int) -> Member:
         row = self._rows[at]
         key, label, *_ = self._known[row]
-        return Member(row, key, label, bool(at == kept), self._rows[kept], far, row in self._claimed)
+        return Member(row, key, label, at == kept, self._rows[kept], far, row in self._claimed)
 
 
 def _codes(values: Sequence[str | None]) -> NDArray[np.int64]:

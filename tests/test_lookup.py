@@ -99,7 +99,7 @@ def test_the_picture_shows_the_query_and_its_neighbours(built, tmp_path):
 
 
 def test_what_does_not_go_together_is_refused(built, tmp_path, model):
-    path, folder, words = built
+    path, folder, _ = built
     assert run("similar", path, folder, "--png", tmp_path / "a.png").exit_code == USAGE
     assert run("similar", path, "--png", tmp_path / "a.png").exit_code == USAGE
     assert run("similar", path, folder / "03.png", "--png", tmp_path / "none" / "a.png").exit_code == NOT_THERE

@@ -76,7 +76,9 @@ class More:
             steps.append(Sieve(collection, self.refuse_near, **told))
         if contact is not None:
             steps.append(contact)
-        make = Maker(clip and clip.embed, clip.fingerprint if clip else "", self.thumbnails, contact is not None)
+        make = Maker(
+            clip.embed if clip else None, clip.fingerprint if clip else "", self.thumbnails, contact is not None
+        )
         return {"beside": make, "through": _chain(steps), "tell": _both(tell, contact)}
 
     def finish(self, collection: Collection) -> None:
