@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from negindex import Collection
     from negindex.sampler.clip import Clip
     from negindex.sampler.contact import Contact
+    from negindex.sampler.fetch import Fetcher
     from negindex.sampler.ingest import Entry
     from negindex.sampler.sources import Source
 
@@ -31,6 +32,8 @@ _OPTIONS = (
                  "an earlier input, mirrored and turned too."),
     click.option("--sheet", metavar="FILE.png", type=click.Path(path_type=Path, dir_okay=False),
                  help="Draw what went in (up to 200) and what was left out as near (up to 100), beside its neighbour."),
+    click.option("--allow-fetch", metavar="HOST", multiple=True,
+                 help="Read the URLs of this host that lists name: from public addresses alone, within 30 s each."),
 )  # fmt: skip
 
 
@@ -43,6 +46,7 @@ class More:
     thumbnails: bool = False
     refuse_near: int | None = None
     sheet: Path | None = None
+    allow_fetch: tuple[str, ...] = ()
     _contact: Contact | None = field(default=None, init=False)
     _clip: Clip | None = field(default=None, init=False)
 
@@ -53,6 +57,12 @@ class More:
         if self.sheet is not None and not self.sheet.parent.is_dir():
             raise NotThere(f"{self.sheet.parent} is no folder; name a sheet in one that is there")
         self._clip = load_clip(self.clip, self.clip_weights)
+
+    def fetcher(self, max_bytes: int) -> Fetcher | None:
+        """What reads URLs; None where no host was named. Raises InvalidInput for what is no host's name."""
+        from negindex.sampler.fetch import Fetcher
+
+        return Fetcher(self.allow_fetch, max_bytes=max_bytes) if self.allow_fetch else None
 
     def check(self, collection: Collection, sources: Iterable[Source]) -> None:
         """Raise SpaceMismatch where the set would hold embeddings of two models."""

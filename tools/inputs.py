@@ -76,13 +76,14 @@ class Asked:
 
         return Limits(self.max_pixels, self.max_bytes, self.max_entries)
 
-    def sources(self, paths: tuple[str, ...]) -> list[Source]:
+    def sources(self, paths: tuple[str, ...], more: More) -> list[Source]:
         """What was named; a usage error where nothing was."""
         from negindex.sampler.sources import sources_of
 
         if not paths and not self.lists:
             raise click.UsageError("name at least one source, or a --list of files")
-        return sources_of(paths, lists=self.lists, keys=self.keys, limits=self.limits)
+        fetch = more.fetcher(self.max_bytes)
+        return sources_of(paths, lists=self.lists, keys=self.keys, limits=self.limits, fetch=fetch)
 
     def only(self) -> tuple[tuple[int, int] | None, set[str] | None]:
         """The shard and the keys that the run is held to."""
