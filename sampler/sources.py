@@ -188,15 +188,18 @@ class Listed:
         """Whether some line names an image, by its ending."""
         return any(is_url(line) or line.lower().endswith(IMAGE_SUFFIXES) for line in _lines(self.path))
 
+    def _at(self, url: str, place: str) -> Item:
+        if self.fetch is None:
+            return Item(url, place, refusal="a URL, and nothing is fetched here; allow its host (--allow-fetch)")
+        return Item(url, url, read=partial(self.fetch, url))
+
     def _named(self, line: str, place: str, shape: tuple[int, ...]) -> Iterator[Item]:
         file = self.path.parent / line
         key = line.removeprefix(f"{self.path.parent.resolve()}/").lstrip("/")
         if len(line) > MAX_TEXT or "\0" in line:
             yield Item(place, place, refusal=f"a line of {len(line):,} characters is no path; correct the list")
-        elif is_url(line) and self.fetch is None:
-            yield Item(line, place, refusal="a URL, and nothing is fetched here; allow its host (--allow-fetch)")
         elif is_url(line):
-            yield Item(line, line, read=partial(self.fetch, line))
+            yield self._at(line, place)
         elif line.lower().endswith(ARRAY_SUFFIXES):
             yield from Array(key, file).items(shape)
         elif line.lower().endswith(TAR_SUFFIXES) or not line.lower().endswith(IMAGE_SUFFIXES):
