@@ -22,7 +22,7 @@ Example:
 """
 )
 @SET
-@click.argument("folder", type=click.Path(path_type=Path, exists=True))
+@click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--limit", type=click.IntRange(1), help="Look up so many images at most, evenly spread.")
 @PIPELINE
 @takes_clip
