@@ -195,6 +195,16 @@ class Catalogue:
         sql = "SELECT * FROM segments WHERE ?1 IS NULL OR first <= ?1 ORDER BY segment"
         return [SegmentRecord(*row) for row in self.ask(sql, version)]
 
+    def embedded_by(self) -> str | None:
+        """What made the embeddings beside rows, by the newest note that tells; "" where none does, None without any."""
+        if not any(file.embedding for file in self.segments()):
+            return None
+        found = self.ask(
+            """SELECT json_extract(body, '$.embedded_by') AS said FROM notes WHERE said IS NOT NULL
+               ORDER BY version DESC LIMIT 1"""
+        )
+        return str(found[0][0]) if found else ""
+
     def left(self, segment: int, after: int, until: int) -> list[int]:
         """Places in a segment of rows that went out of force after one version and up to another."""
         sql = "SELECT place FROM rows WHERE segment = ? AND withdrawn > ? AND withdrawn <= ?"
@@ -272,6 +282,12 @@ class Catalogue:
         sql = f"""SELECT id, source_key, added IS NOT NULL AND withdrawn IS NULL FROM rows
                   WHERE source_key IS NOT NULL AND {_held(ever)} AND id IN"""
         return {row_id: (key, bool(live)) for row_id, key, live in self._each(sql, ids)}
+
+    def described(self, ids: Sequence[int]) -> dict[int, tuple[str, str | None, str, str | None]]:
+        """{id: (source key, label, sha256, sha256 of its source image)} of those of the rows that are in force."""
+        sql = """SELECT id, source_key, label, sha256, image_sha256 FROM rows
+                 WHERE added IS NOT NULL AND withdrawn IS NULL AND id IN"""
+        return {row: (key, label, digest, image) for row, key, label, digest, image in self._each(sql, ids)}
 
     def with_content(self, digests: Sequence[str]) -> dict[str, list[int]]:
         """{sha256: ids of the rows, in force or not, whose stored bytes or source image have it}."""

@@ -31,6 +31,7 @@ from negindex.calibration import Calibration, calibrate
 from negindex.catalogue import Catalogue
 from negindex.checkpoint import Checkpoint
 from negindex.claims import Claims
+from negindex.dedup import Member, duplicates
 from negindex.disk import Disk, writer_lock
 from negindex.errors import InvalidInput, Locked, NotAllowed, OutOfRange, ShapeMismatch, UnknownKey
 from negindex.exact import Scan
@@ -44,6 +45,7 @@ from negindex.labelled import Labelled
 from negindex.log import Record
 from negindex.moments import Moments
 from negindex.near import Near
+from negindex.nearest import Neighbour, nearest_embedding, nearest_pdq
 from negindex.negatives import Negatives, Query, Reach, row_elements
 from negindex.partial import Origin, Partial
 from negindex.schema import IN_HOUSE
@@ -140,6 +142,11 @@ class Collection(Negatives):
         """How rows are stored."""
         return self._catalogue.meta.dtype
 
+    @property
+    def embedded_by(self) -> str | None:
+        """The fingerprint of the model whose embeddings lie beside rows, "" where nobody told; None without any."""
+        return self._catalogue.embedded_by()
+
     # -- changing the set ------------------------------------------------------------------
 
     def add(
@@ -152,24 +159,27 @@ class Collection(Negatives):
         by: str = "",
         sources: Sequence[Provenance | None] | None = None,
         embeddings: Tensor | ArrayLike | None = None,
+        embedded_by: str = "",
     ) -> int:
         """Put rows in force under an in-house claim; when this returns they are on the disk. Returns the version.
 
         rows: (N, *S), torch or numpy; source_keys: N distinct upstream names.
         label: one for all rows, or one a row. sources: what is kept of each source image.
-        embeddings: (N, E) for people's look-ups, kept in float16.
+        embeddings: (N, E) for people's look-ups, kept in float16. embedded_by: the fingerprint of the model that made
+        them; a set holds those of one model, and those of another raise SpaceMismatch.
         A key in force with the same bytes changes nothing (but for an in-house claim, where it had none); with
         other bytes it raises DuplicateKey. A key that was withdrawn comes back under a new id. Content that a claim
         or an erasure keeps out raises ContentRefused. All rows are added, or none.
         """
-        given = incoming(self._store.meta, rows, source_keys, label, sources, embeddings)
+        given = incoming(self._store.meta, rows, source_keys, label, sources, embeddings, embedded_by)
+        words = {} if given.embeddings is None else {"embedded_by": embedded_by}
         with self._store.writing():
             sealed, ids = self._store.seal(given)
             new = self._without_in_house(ids)
             if not new:
                 return self.newest().version
             with self._catalogue.together():
-                with self._catalogue.change("add", Note(reason, by)) as change:
+                with self._catalogue.change("add", Note(reason, by, words)) as change:
                     claim = change.open_claim(IN_HOUSE, "in_force")
                     change.store(sealed)
                     change.link(claim, new)
@@ -191,11 +201,26 @@ class Collection(Negatives):
             missing = [key for key in keys if key not in held]
             if missing:
                 raise UnknownKey(f"{some_are(missing)} not in force; `negindex status --keys` lists what is")
-            ids = [held[key] for key in keys]
-            self._store.check_unclaimed(ids)
-            with self._catalogue.change("withdraw", Note(reason, by)) as change:
-                change.close_in_house(ids)
-                change.reckon(ids)
+            return self._take_out([held[key] for key in keys], Note(reason, by))
+
+    def dedup(self, reason: str, *, distance: int = NEAR, by: str = "") -> tuple[int, list[list[Member]]]:
+        """Withdraw near-duplicates, so that one row an image stays; returns the version and what became of each row.
+
+        ``duplicates`` says which; where there are none, nothing changes. Nothing is withdrawn by a comparison with a
+        row that leaves meanwhile: both happen under the writer's lock.
+        """
+        with self._store.writing():
+            groups = self.duplicates(distance=distance)
+            gone = [one.row for group in groups for one in group if not one.stays]
+            if not gone:
+                return self.newest().version, groups
+            return self._take_out(gone, Note(reason, by, {"near_duplicates_within": distance})), groups
+
+    def _take_out(self, ids: Sequence[int], note: Note) -> int:
+        self._store.check_unclaimed(ids)
+        with self._catalogue.change("withdraw", note) as change:
+            change.close_in_house(ids)
+            change.reckon(ids)
         return change.version
 
     def erase(self, source_keys: Sequence[str], reason: str, *, by: str = "", keep_out: bool = False) -> int:
@@ -486,6 +511,27 @@ class Collection(Negatives):
         keys = self._catalogue.source_keys([row for group in groups for row in group])
         known = ({row: keys[row] for row in group if row in keys} for group in groups)
         return [group for group in known if len(group) > 1]
+
+    def duplicates(self, *, distance: int = NEAR) -> list[list[Member]]:
+        """Groups of rows in force that are near-duplicates, and which of them ``dedup`` would keep.
+
+        A row goes only where one that stays, under the same label, has the same bytes or differs in at most
+        ``distance`` bits of PDQ: of a long group, whose ends are unlike, several stay. Rows under a claim stay, then
+        the oldest.
+        """
+        return duplicates(self._catalogue, distance=distance)
+
+    def nearest_pdq(self, forms: Sequence[bytes], k: int) -> list[Neighbour]:
+        """The k rows in force whose hashes differ least from an image's, mirrored and turned ones included."""
+        return nearest_pdq(self._catalogue, forms, k)
+
+    def nearest_embedding(self, embedding: NDArray[np.floating], k: int) -> list[Neighbour]:
+        """The k rows in force with an embedding whose cosine with this one, of the same model, is largest."""
+        return nearest_embedding(self._catalogue, self.pin().parts.values(), embedding, k)
+
+    def keys_of(self, ids: Sequence[int]) -> dict[int, str]:
+        """{id: source key} of rows, in force or not; an erased row has none."""
+        return self._catalogue.source_keys(ids)
 
     def barred(self, looked_for: Sequence[Likeness]) -> list[bool]:
         """Of each image, whether ``add`` refuses it: a hash-only claim names it or what is near, or an erasure."""

@@ -90,6 +90,12 @@ def within(queries: Hashes, hashes: Hashes, distance: int = NEAR) -> Pairs:
     return Pairs(query[order], row[order], bits[order])
 
 
+def distances_to(hashes: Hashes, one: Words, places: Ints | None = None) -> Ints:
+    """Bits between one hash (4,) and all, or those at some places: (N,)."""
+    words = hashes.words if places is None else hashes.words[places]
+    return _differing(one, words).astype(np.int64)
+
+
 def groups(hashes: Hashes, distance: int = NEAR) -> list[Ints]:
     """Places of hashes that hang together, link by link, by differing in at most ``distance`` bits.
 

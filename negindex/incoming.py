@@ -27,6 +27,7 @@ class Incoming:
     sources: list[Provenance]
     embeddings: NDArray[np.floating] | None  # (N, E) float16
     digests: list[str]  # sha256 of each row's bytes, hex
+    embedded_by: str = ""  # the fingerprint of the embeddings' model
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -53,6 +54,7 @@ def incoming(
     label: str | Sequence[str | None] | None = None,
     sources: Sequence[Provenance | None] | None = None,
     embeddings: Tensor | ArrayLike | None = None,
+    embedded_by: str = "",
 ) -> Incoming:
     """Check what a caller hands in; raises InvalidInput and its kin, naming what is wrong."""
     stored = _as_stored(rows, meta.shape, meta.dtype)
@@ -63,7 +65,7 @@ def incoming(
         raise ShapeMismatch(f"{len(known)} sources for {len(stored)} rows; give one a row, or None")
     wide = None if embeddings is None else _as_embeddings(embeddings, len(stored))
     digests = [hashlib.sha256(row.tobytes()).hexdigest() for row in stored]
-    return Incoming(stored, keys, labels, known, wide, digests)
+    return Incoming(stored, keys, labels, known, wide, digests, embedded_by)
 
 
 def check_keys(source_keys: Sequence[str], rows: int) -> list[str]:

@@ -31,6 +31,7 @@ from negindex.errors import (
     NotAllowed,
     NotThere,
     OnHold,
+    SpaceMismatch,
 )
 from negindex.hamming import Hashes
 from negindex.incoming import Incoming, some_are
@@ -94,6 +95,7 @@ class Store:
         an erasure keeps the content out.
         """
         self._check_allowed(given)
+        self._check_embedded(given)
         held = self.catalogue.held(given.keys)
         clash = [key for key, d in zip(given.keys, given.digests, strict=True) if held.get(key, (0, d))[1] != d]
         if clash:
@@ -169,6 +171,15 @@ class Store:
                 f"{some_are(keys)} content that a claim allows no copy of, or that was erased and is kept out; "
                 "leave it out of what you add",
                 keys,
+            )
+
+    def _check_embedded(self, given: Incoming) -> None:
+        """Raise SpaceMismatch for embeddings of another model than those that lie beside rows."""
+        known = None if given.embeddings is None else self.catalogue.embedded_by()
+        if known is not None and known != given.embedded_by:
+            raise SpaceMismatch(
+                f"embeddings by {given.embedded_by or 'a model that is not named'}, and beside the rows of {self.path} "
+                f"lie those by {known or 'a model that is not named'}; use that model, or build another set"
             )
 
     def barred(self, given: Sequence[Likeness]) -> list[bool]:

@@ -17,6 +17,7 @@ from PIL import Image
 from negindex.collection import Collection
 from negindex.errors import ContentRefused, Damaged, DuplicateKey, NotThere, ShapeMismatch
 from negindex.incoming import finite_rows
+from negindex.sampler.beside import NOTHING, Beside, same_embedding
 from negindex.sampler.corpus import check_space
 from negindex.sampler.encode import PIXELS, Encoder
 from negindex.sampler.sources import DEFAULTS, Held, Item, Limits, Source
@@ -84,16 +85,19 @@ def ingest(
     limits: Limits = DEFAULTS,
     progress: Callable[[int], None] = lambda done: None,
     tell: Callable[[Entry], None] = lambda entry: None,
+    beside: Callable[[Image.Image], Beside] = lambda image: NOTHING,
+    through: Callable[[Iterator[Look[NDArray[Any]]]], Iterable[Look[NDArray[Any]]]] = iter,
 ) -> Report:
     """Put inputs in force; one that cannot become a row is named, and stops nothing.
 
     encoder: makes images into rows; without one every image is refused, and ready rows go in. label: for all rows,
     instead of those that the inputs bring. tell: is told what became of each input, once it is certain.
+    beside: what of an image is kept beside its row. through: may refuse inputs that were looked at; each comes out.
     Killed at any moment, the same call goes on: an input whose key is in force with the same file's sha256 is not
     decoded again. Held in memory are one version's rows and what ``look`` holds.
     """
     run = _Run(collection, encoder, label, reason, by, tell)
-    for one in look(collection, items, run.make, progress, limits=limits, spare=run.spare):
+    for one in through(look(collection, items, run.make, progress, limits=limits, spare=run.spare, beside=beside)):
         run.take(one)
     run.put()
     return run.report
@@ -190,10 +194,12 @@ class _Run:
             why = f"a row of shape {row.shape} for a collection of {self._collection.shape} rows; leave it out"
             self._say(one.item, REFUSED, why)
         else:
-            kept = one.item.kept or Provenance()
+            item, kept = one.item, one.item.kept or Provenance()
             if one.likeness.content:
-                kept = Provenance(one.likeness.content[0], one.likeness.pdqs[0], one.likeness.quality)
-            self._batch.add(one.item, row, kept)
+                item, kept = one.beside.of(item), one.beside.kept(one.likeness)
+            if self._batch.items and not same_embedding(self._batch.items[-1], item):
+                self.put()
+            self._batch.add(item, row, kept)
             if self._is_full():
                 self.put()
 
@@ -221,6 +227,7 @@ class _Run:
                     label=[self._label or item.label for item in items],
                     sources=[batch.kept[i] for i in left],
                     embeddings=_embeddings(items),
+                    embedded_by=items[0].embedded_by,
                     **self._words,
                 )
             except (DuplicateKey, ContentRefused) as clash:
@@ -330,6 +337,6 @@ def _not_finite(row: NDArray[Any], dtype: np.dtype[Any]) -> str:
 
 
 def _embeddings(items: Sequence[Item]) -> NDArray[np.floating] | None:
-    """Those of all rows, where all have one of one size."""
+    """Those of all rows; None where they have none."""
     wide = [item.embedding for item in items if item.embedding is not None]
-    return np.stack(wide) if len(wide) == len(items) and len({one.shape for one in wide}) == 1 else None
+    return np.stack(wide) if wide else None

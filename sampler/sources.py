@@ -22,6 +22,7 @@ from negindex.collection import Collection
 from negindex.errors import Damaged, DuplicateKey, ImageRefused, InvalidInput, NotThere, OutOfRange, ShapeMismatch
 from negindex.sampler.arrays import ARRAY_SUFFIXES, rows_in
 from negindex.sampler.encode import IMAGE_SUFFIXES, MAX_PIXELS, images_in
+from negindex.sampler.fetch import is_url
 from negindex.sampler.tars import TAR_SUFFIXES, Member, members
 from negindex.states import Provenance
 from negindex.store import CATALOGUE
@@ -56,6 +57,7 @@ class Item:
     caption: str = ""
     embedding: NDArray[np.floating] | None = None  # (E,)
     refusal: str = ""
+    embedded_by: str = ""  # the fingerprint of the embedding's model
 
     @property
     def name(self) -> str:
@@ -84,10 +86,12 @@ def sources_of(
     lists: Iterable[Path] = (),
     keys: Path | None = None,
     limits: Limits = DEFAULTS,
+    fetch: Callable[[str], bytes] | None = None,
 ) -> list[Source]:
     """What each path is: a folder of images and shards, an image, a shard, an array, a collection, or ``@list``.
 
-    keys: a file with the source keys of the one array among them, one a line.
+    keys: a file with the source keys of the one array among them, one a line. fetch: reads the URLs that lists name,
+    such as a ``fetch.Fetcher``; without it they are refused by name.
     Raises NotThere for what does not exist or holds nothing, DuplicateKey where two would give the same keys.
     """
     found: list[Source] = []
@@ -100,7 +104,7 @@ def sources_of(
     for file in lists:
         if not file.is_file():
             raise NotThere(f"{file} is no list of files; name a text file with one path a line")
-        found.append(Listed(file, limits))
+        found.append(Listed(file, limits, fetch))
     if keys is not None:
         arrays = [source for source in found if isinstance(source, Array)]
         if len(arrays) != 1:
@@ -165,11 +169,13 @@ class Files:
 class Listed:
     """A text file that names image files and arrays, one a line, from its own folder on; empty lines say nothing.
 
-    A line is the key; of an absolute path outside the folder, without its first slash.
+    A line is the key; of an absolute path outside the folder, without its first slash. A line may be a URL, where
+    somebody says what reads those.
     """
 
     path: Path
     limits: Limits = DEFAULTS
+    fetch: Callable[[str], bytes] | None = None  # reads a URL
 
     def items(self, shape: tuple[int, ...] = ()) -> Iterator[Item]:
         for number, line in enumerate(_lines(self.path), 1):
@@ -180,13 +186,20 @@ class Listed:
 
     def has_images(self) -> bool:
         """Whether some line names an image, by its ending."""
-        return any(line.lower().endswith(IMAGE_SUFFIXES) for line in _lines(self.path))
+        return any(is_url(line) or line.lower().endswith(IMAGE_SUFFIXES) for line in _lines(self.path))
+
+    def _at(self, url: str, place: str) -> Item:
+        if self.fetch is None:
+            return Item(url, place, refusal="a URL, and nothing is fetched here; allow its host (--allow-fetch)")
+        return Item(url, url, read=partial(self.fetch, url))
 
     def _named(self, line: str, place: str, shape: tuple[int, ...]) -> Iterator[Item]:
         file = self.path.parent / line
         key = line.removeprefix(f"{self.path.parent.resolve()}/").lstrip("/")
         if len(line) > MAX_TEXT or "\0" in line:
             yield Item(place, place, refusal=f"a line of {len(line):,} characters is no path; correct the list")
+        elif is_url(line):
+            yield self._at(line, place)
         elif line.lower().endswith(ARRAY_SUFFIXES):
             yield from Array(key, file).items(shape)
         elif line.lower().endswith(TAR_SUFFIXES) or not line.lower().endswith(IMAGE_SUFFIXES):
@@ -360,6 +373,7 @@ class Held:
     def items(self, shape: tuple[int, ...] = ()) -> Iterator[Item]:
         held = [segment.ids[places] for segment, places in self.collection.pin().parts.values()]
         ids = np.sort(np.concatenate([np.zeros(0, np.int64), *held]))
+        embedded_by = self.collection.embedded_by or ""
         for start in range(0, len(ids), _AT_ONCE):
             some = self.collection.stored(ids[start : start + _AT_ONCE].tolist())
             wide = some.embeddings
@@ -367,7 +381,8 @@ class Held:
                 zip(some.keys, some.rows, some.labels, some.sources, strict=True)
             ):
                 embedding = None if wide is None else wide[place]
-                yield Item(key, f"{self.collection.path}/{key}", None, row, kept, label, "", embedding)
+                place_in = f"{self.collection.path}/{key}"
+                yield Item(key, place_in, None, row, kept, label, "", embedding, embedded_by=embedded_by)
 
     def count(self) -> int | None:
         return len(self.collection)

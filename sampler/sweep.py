@@ -16,6 +16,7 @@ from negindex.alike import Alike, Likeness, among
 from negindex.collection import Collection
 from negindex.errors import ImageRefused
 from negindex.hamming import NEAR
+from negindex.sampler.beside import NOTHING, Beside
 from negindex.sampler.encode import Encoder, read_image
 from negindex.sampler.pdq import forms_of
 from negindex.sampler.sources import DEFAULTS, Files, Item, Limits
@@ -45,6 +46,7 @@ class Look(Generic[T]):
     item: Item
     likeness: Likeness = field(default_factory=Likeness)
     made: T | None = None
+    beside: Beside = NOTHING  # what is to be kept beside the row
     refusal: str = ""
     failed: bool = False  # refused because it could not be read, which another time may be otherwise
     done: bool = False  # nothing needs to be made of it
@@ -105,12 +107,13 @@ def look(
     *,
     limits: Limits = DEFAULTS,
     spare: Callable[[Sequence[Look[T]]], None] = lambda some: None,
+    beside: Callable[[Image.Image], Beside] = lambda image: NOTHING,
 ) -> Iterator[Look[T]]:
     """Each input's likeness and what ``make(image, name)`` makes of it, or a refusal.
 
     The files of 256 inputs, or of 16 MiB and one more, are held at a time, and one image. An input whose bytes the
     set keeps out is not decoded, and of one whose image it keeps out nothing is handed on; a ready row goes through.
-    spare: may mark inputs as done before they are decoded.
+    spare: may mark inputs as done before they are decoded. beside: what else is made of an image.
     """
     count = 0
     gathered: Iterator[list[Look[T]]] = _gathered(items)
@@ -119,7 +122,7 @@ def look(
         spare([one for one in some if not one.refusal])
         for one in some:
             if one.content is not None and not (one.refusal or one.done):
-                _decode(one, make, limits)
+                _decode(one, make, limits, beside)
             one.content = None
             count += 1
             progress(count)
@@ -177,12 +180,18 @@ def _read_bytes(one: Look[T]) -> None:
         one.refusal, one.failed = f"{one.item.name} cannot be read ({error}); replace the file", True
 
 
-def _decode(one: Look[T], make: Callable[[Image.Image, str], T], limits: Limits) -> None:
+def _decode(
+    one: Look[T],
+    make: Callable[[Image.Image, str], T],
+    limits: Limits,
+    beside: Callable[[Image.Image], Beside],
+) -> None:
     name = one.item.name
     try:
         image = read_image(one.content or b"", name, max_pixels=limits.pixels)
         forms = forms_of(image, name)
         one.made = make(image, name)
+        one.beside = beside(image)
     except ImageRefused as refusal:
         one.refusal = str(refusal)
     else:

@@ -21,7 +21,7 @@ LAYERS = [  # lowest first; a module may import from lower layers and, within th
     ["change", "segments", "partial", "receipts", "moments", "projection", "ledger", "audit"],
     ["catalogue", "near", "replay", "proof", "logcheck"],
     ["upkeep", "negatives", "alike", "standing"],
-    ["exact", "union", "history"],
+    ["exact", "union", "history", "dedup", "nearest"],
     ["held_out", "clusters"],
     ["calibration", "head"],
     ["trust"],

@@ -304,7 +304,11 @@ def test_the_command_says_what_is_there_and_among_what_is_given(held, folder, ph
 
 def test_finding_nothing_is_no_failure(held, tmp_path, photos):
     given(tmp_path, other=photos[0].crop((0, 0, 100, 100)))
-    for words in ([held.path, tmp_path / "other.png"], [held.path], [held.path, "--ever", "--distance", 0]):
+    for words in (
+        [held.path, tmp_path / "other.png", "--nearest", 0],
+        [held.path],
+        [held.path, "--ever", "--distance", 0],
+    ):
         done = run(*words)
         assert (done.exit_code, done.stdout) == (0, ""), done.output
     assert json.loads(run(held.path, "--json").stdout) == {"rows_in_force": 2, "groups": []}

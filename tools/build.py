@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from negindex.tools.beside import More, takes_more
 from negindex.tools.common import errors_to_exit_codes
 from negindex.tools.inputs import Asked, take_in, takes_inputs
 from negindex.tools.options import BY, KEY, SET, open_key_if_any, open_set
@@ -53,6 +54,7 @@ Examples:
 @_DTYPE
 @_LABEL
 @takes_inputs
+@takes_more
 @_REASON
 @BY
 @KEY
@@ -67,6 +69,7 @@ def build(
     dtype: str,
     label: str | None,
     asked: Asked,
+    more: More,
     reason: str,
     by: str,
     key_file: Path | None,
@@ -85,7 +88,8 @@ def build(
     from negindex import Collection
 
     shape = None if size is None else height_width(size)
-    found, key = asked.sources(sources), open_key_if_any(key_file)
+    more.load()
+    found, key = asked.sources(sources, more), open_key_if_any(key_file)
     collection = Collection.open(set_path, key=key) if set_path.exists() else None
     if collection is None:
         collection, encoder = _new(set_path, found, shape, space, channels, pipeline, dtype, key)
@@ -96,7 +100,7 @@ def build(
     else:
         encoder = _encoder(collection, found, shape, channels, pipeline)
     _check(collection, found, space, pipeline, encoder)
-    take_in(collection, found, encoder, asked, label=label, reason=reason, by=by)
+    take_in(collection, found, encoder, asked, label=label, reason=reason, by=by, more=more)
 
 
 @click.command(
@@ -111,6 +115,7 @@ Examples:
 @_PIPELINE
 @_LABEL
 @takes_inputs
+@takes_more
 @_REASON
 @BY
 @KEY
@@ -121,6 +126,7 @@ def add(
     pipeline: Path | None,
     label: str | None,
     asked: Asked,
+    more: More,
     reason: str,
     by: str,
     key_file: Path | None,
@@ -131,11 +137,12 @@ def add(
     When the command returns they are on the disk, and every sampler that follows the set obeys them from
     its next image on.
     """
+    more.load()
     collection = open_set(set_path, key_file)
-    found = asked.sources(sources)
+    found = asked.sources(sources, more)
     encoder = _encoder_of_set(collection, pipeline) if _with_images(found) else None
     _check(collection, found, None, pipeline, encoder)
-    take_in(collection, found, encoder, asked, label=label, reason=reason, by=by)
+    take_in(collection, found, encoder, asked, label=label, reason=reason, by=by, more=more)
 
 
 @click.command(

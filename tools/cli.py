@@ -14,6 +14,7 @@ _COMMANDS = {  # name: (module, what `negindex --help` says)
     "erase": ("erase", "Remove rows' bytes and names everywhere, for good."),
     "claim": ("claim", "Take in claims, decide on them, and see which are due."),
     "similar": ("similar", "Look for images that are in a collection already, or nearly so."),
+    "dedup": ("dedup", "Group near-duplicates; keep one row an image."),
     "status": ("status", "Say what a collection holds and what is in force."),
     "log": ("log", "List what changed, version by version."),
     "diff": ("diff", "Say what changed between two versions."),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from negindex.tools.beside import More
 from negindex.tools.common import PARTLY
 
 if TYPE_CHECKING:
@@ -75,13 +76,14 @@ class Asked:
 
         return Limits(self.max_pixels, self.max_bytes, self.max_entries)
 
-    def sources(self, paths: tuple[str, ...]) -> list[Source]:
+    def sources(self, paths: tuple[str, ...], more: More) -> list[Source]:
         """What was named; a usage error where nothing was."""
         from negindex.sampler.sources import sources_of
 
         if not paths and not self.lists:
             raise click.UsageError("name at least one source, or a --list of files")
-        return sources_of(paths, lists=self.lists, keys=self.keys, limits=self.limits)
+        fetch = more.fetcher(self.max_bytes)
+        return sources_of(paths, lists=self.lists, keys=self.keys, limits=self.limits, fetch=fetch)
 
     def only(self) -> tuple[tuple[int, int] | None, set[str] | None]:
         """The shard and the keys that the run is held to."""
@@ -117,19 +119,23 @@ def take_in(
     label: str | None,
     reason: str,
     by: str,
+    more: More | None = None,
 ) -> None:
     """Put sources in force, and say what became of each input; leaves with exit code 3 where one was left out."""
     from negindex.sampler.ingest import chosen, ingest
 
     shard, keys = asked.only()
+    more = more or More()
+    more.check(collection, sources)
     items = chosen(sources, collection.shape, shard=shard, keys=keys)
     counts = [source.count() for source in sources]
     whole = shard is None and keys is None and None not in counts
     with _ledger(asked.ledger) as tell, Progress(sum(filter(None, counts)) if whole else None) as progress:
         report = ingest(
             collection, items, encoder, label=label, reason=reason, by=by, limits=asked.limits,
-            progress=progress.reached, tell=tell,
+            progress=progress.reached, **more.options(collection, tell),
         )  # fmt: skip
+    more.finish(collection)
     _say(collection, report, asked.as_json)
     if report.left_out:
         sys.exit(PARTLY)

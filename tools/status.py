@@ -73,6 +73,7 @@ def _now(collection: Collection) -> dict[str, Any]:
         "shape": list(collection.shape),
         "space": collection.space,
         "dtype": collection.dtype,
+        "embedded_by": collection.embedded_by,
         "segments": len(files),
         "bytes": sum(file.bytes for file in files),
         "bytes_to_reclaim": dead.bytes,

@@ -1,0 +1,102 @@
+"""One image's nearest rows by each way of comparing, side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from negindex.alike import MIN_QUALITY
+from negindex.collection import Collection
+from negindex.errors import SpaceMismatch
+from negindex.nearest import Neighbour
+from negindex.sampler.beside import reduced
+from negindex.sampler.clip import Clip
+from negindex.sampler.encode import Encoder, read_image
+from negindex.sampler.pdq import forms_of
+from negindex.sampler.tiles import Strip, Tile, drawn, sheet
+
+PDQ, EMBEDDING, SPACE = WAYS = ("pdq", "embedding", "space")
+UNITS = {PDQ: "{:.0f} bits", EMBEDDING: "{:.4f}", SPACE: "rms {:.4f}"}
+
+
+@dataclass
+class Lookup:
+    """The nearest rows by each way that can be asked, nearest first, and why the others cannot."""
+
+    image: Image.Image
+    found: dict[str, list[Neighbour]] = field(default_factory=dict)
+    without: dict[str, str] = field(default_factory=dict)
+
+    def drawn(self, collection: Collection, name: str) -> Image.Image:
+        """The image, then its neighbours by each way with their distances under them."""
+        strips = [Strip("looked for", [Tile(reduced(self.image), name)])]
+        for way, near in self.found.items():
+            tiles = [Tile(drawn(collection, one.row), f"{one.source_key}\n{_said(way, one)}") for one in near]
+            strips.append(Strip(f"nearest by {way}", tiles))
+        return sheet(strips)
+
+
+def look_up(
+    collection: Collection,
+    file: Path,
+    k: int,
+    *,
+    encoder: Encoder | None = None,
+    clip: Clip | None = None,
+) -> Lookup:
+    """The k nearest rows in force by PDQ, by embedding, and in the model's space by rms distance.
+
+    encoder: makes the set's rows; clip: the model that made its embeddings. Without one that way is left out.
+    Raises ImageRefused, and SpaceMismatch for a model of other embeddings than the set's.
+    """
+    image = read_image(file)
+    told = Lookup(image)
+    forms = forms_of(image, file.name)
+    if forms[0].quality < MIN_QUALITY:
+        told.without[PDQ] = f"the image has too little in it (quality {forms[0].quality} of 100)"
+    else:
+        told.found[PDQ] = collection.nearest_pdq([form.bits for form in forms], k)
+    _by_embedding(collection, told, k, clip)
+    if encoder is None:
+        told.without[SPACE] = "nothing makes rows here; name the pipeline (--pipeline)"
+    else:
+        told.found[SPACE] = _in_space(collection, encoder, image, file.name, k)
+    return told
+
+
+def _by_embedding(collection: Collection, told: Lookup, k: int, clip: Clip | None) -> None:
+    known = collection.embedded_by
+    if clip is None:
+        told.without[EMBEDDING] = "no row has one" if known is None else f"name their model (--clip): {known}"
+        return
+    if clip.fingerprint != known:
+        raise SpaceMismatch(f"an embedding by {clip.fingerprint}, and the set's are by {known}; use their model")
+    told.found[EMBEDDING] = collection.nearest_embedding(clip.embed(told.image), k)
+
+
+def _in_space(collection: Collection, encoder: Encoder, image: Image.Image, name: str, k: int) -> list[Neighbour]:
+    row = encoder.row(image, name).astype(collection.dtype).astype(np.float32)
+    near = collection.pin().near(torch.from_numpy(row)[None], k=k)
+    ids = near.ids[0].tolist()
+    keys = collection.keys_of(ids)
+    far = (near.distances[0] / row.size**0.5).tolist()
+    return [Neighbour(i, keys[i], rms) for i, rms in zip(ids, far, strict=True) if i in keys]
+
+
+def _said(way: str, one: Neighbour) -> str:
+    return UNITS[way].format(one.distance)
+
+
+def lines(told: Lookup) -> list[list[str | None]]:
+    """A line a rank: for each way that was asked, the source key and how far."""
+    longest = max((len(near) for near in told.found.values()), default=0)
+    columns = [[(one.source_key, _said(way, one)) for one in near] for way, near in told.found.items()]
+    filled = [column + [(None, None)] * (longest - len(column)) for column in columns]
+    return [
+        [str(rank), *(cell for pair in pairs for cell in pair)]
+        for rank, pairs in enumerate(zip(*filled, strict=True), 1)
+    ]
