@@ -120,6 +120,15 @@ def test_what_an_unreadable_version_does_is_asked_for(policy, sets, tmp_path, mo
     assert (done.exit_code, saved) == ((INTEGRITY, [0]) if policy == "raise" else (0, [0, 2])), done.output
 
 
+def test_a_set_sets_its_own_gate(generate, sets, tmp_path):
+    with Collection.create(tmp_path / "many", (1, 8, 8), "pixels") as made:
+        made.add(torch.rand(240, 1, 8, 8, generator=seeded(4)) * 2 - 1, [str(i) for i in range(240)])
+    receipt = generate("--gate", "trigger:0.9:0.5", negatives=(tmp_path / "many",), reference=False)
+    assert receipt.gate == "trigger share 0.9, eta 0.5, without a reference"
+    shutil.rmtree(tmp_path / "out")
+    assert "too few" in generate("--gate", "trigger:0.9", reference=False, expect=USAGE)
+
+
 # -- several sets, several labels --------------------------------------------------------------
 
 
@@ -177,8 +186,9 @@ REFUSED = {
     "a label twice": (("--label", "one=0.3", "--label", "one=0.4"), True, "--label one is given twice"),
     "a label's prior that is no number": (("--label", "one=high"), True, "LABEL=PRIOR"),
     "a label's prior beyond one": (("--label", "one=3"), True, "prior = 3"),
-    "an unknown gate": (("--gate", "ratios"), True, "give ratio, threshold:AT"),
+    "an unknown gate": (("--gate", "ratios"), True, "give ratio, trigger:SHARE"),
     "a gate with too many numbers": (("--gate", "constant:1:2"), True, "constant:BETA"),
+    "a share beyond all rows": (("--gate", "trigger:1"), False, "between 0 and 1"),
     "a gate of no number": (("--gate", "threshold:low"), False, "threshold:AT"),
     "a window of no kind": (("--window", "780-1000"), True, "give timesteps:780-1000"),
     "a window backwards": (("--window", "timesteps:1000-780"), True, "lower number first"),

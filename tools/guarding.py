@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import click
 
 from negindex.tools.key import open_key
 
 if TYPE_CHECKING:
-    from negindex import Collection, Negatives
+    from negindex import Collection, Kernel, Negatives
     from negindex.keys import Key
     from negindex.sampler import CopyGate, Gate, Guard, Rule, Window
     from negindex.sampler.guard import OnError
@@ -53,8 +53,9 @@ _OPTIONS = (
     click.option("--strength", type=float, help="mean-discrepancy: length of the step, below 2 (default: 1)."),
     click.option(
         "--gate",
-        metavar="ratio|threshold:AT[:ETA]|constant:BETA",
-        help="Where the odds come from (default: ratio, where there is a reference).",
+        metavar="ratio|trigger:SHARE[:ETA]|threshold:AT[:ETA]|constant:BETA",
+        help="Where the odds come from (default: ratio, where there is a reference; trigger: where a sample looks as "
+        "much like the set as that share of its own rows, 0.95 say).",
     ),
     click.option(
         "--window",
@@ -93,6 +94,20 @@ def guard_options(command: F) -> F:
     return command
 
 
+class Trigger(NamedTuple):
+    """A gate that the set sets by itself, once it is open."""
+
+    share: float
+    eta: float = 1.0
+
+    def learned(self, negatives: Negatives, kernel: Kernel | None) -> Gate:
+        """The gate, for the kernel that the guard is to weigh by."""
+        from negindex.sampler import TriggerShare
+
+        named = negatives.default_kernel if kernel is None else kernel
+        return TriggerShare.learned(negatives, self.share, named, eta=self.eta)
+
+
 @dataclass(frozen=True)
 class Asked:
     """A guard that fits together, before anything is opened."""
@@ -102,7 +117,7 @@ class Asked:
     reference: Path | None
     prior: float
     rule: Rule | None
-    gate: Gate | None
+    gate: Gate | Trigger | None
     window: Window | None
     copies: CopyGate | None
     on_error: OnError
@@ -141,6 +156,8 @@ class Asked:
         from negindex import Collection, Kernel
         from negindex.sampler import guard
 
+        kernel = None if self.kernel_floor is None else Kernel.floored(self.kernel_floor)
+
         sets = [stack.enter_context(Collection.open(path)) for path in self.negatives]
         benign = None if self.reference is None else stack.enter_context(Collection.open(self.reference))
         priors = {label: (_together(sets, label), prior) for label, prior in self.labels.items()}
@@ -153,9 +170,9 @@ class Asked:
                     benign,
                     prior,
                     rule=self.rule,
-                    gate=self.gate,
+                    gate=self.gate.learned(negatives, kernel) if isinstance(self.gate, Trigger) else self.gate,
                     window=self.window,
-                    kernel=None if self.kernel_floor is None else Kernel.floored(self.kernel_floor),
+                    kernel=kernel,
                     copies=self.copies,
                     on_error=self.on_error,
                     key=self.key,
@@ -229,14 +246,21 @@ def _rule(given: Mapping[str, Any]) -> Rule | None:
     return kinds[given["rule"]](**{name: given[name] for name in RULES[given["rule"]] if given[name] is not None})
 
 
-def _gate(text: str | None) -> Gate | None:
+def _gate(text: str | None) -> Gate | Trigger | None:
     from negindex.sampler import Constant, Threshold
 
     if text is None or text == "ratio":
         return None
     kind, *parts = text.split(":")
-    shape = "ratio, threshold:AT, threshold:AT:ETA or constant:BETA"
+    shape = "ratio, trigger:SHARE, trigger:SHARE:ETA, threshold:AT, threshold:AT:ETA or constant:BETA"
     numbers = [_number(part, f"--gate {text}", shape) for part in parts]
+    if (
+        kind == "trigger"
+        and len(numbers) in (1, 2)
+        and 0 < numbers[0] < 1
+        and all(0 < n < float("inf") for n in numbers)
+    ):
+        return Trigger(*numbers)
     if kind == "threshold" and len(numbers) in (1, 2):
         return Threshold(*numbers)
     if kind == "constant" and len(numbers) == 1:
