@@ -359,6 +359,11 @@ class Catalogue:
         """(kind, digest) that a claim names."""
         return self.ask("SELECT kind, digest FROM claim_hashes WHERE claim = ? ORDER BY kind, digest", claim)
 
+    def keeps_out(self) -> bool:
+        """Whether any claim names content by its hash, or any erasure left a fingerprint."""
+        sql = "SELECT EXISTS (SELECT 1 FROM claim_hashes) OR EXISTS (SELECT 1 FROM blocked)"
+        return bool(self.ask(sql)[0][0])
+
     def blocked(self, fingerprints: Sequence[str]) -> set[str]:
         """Those of the fingerprints that an erasure left behind to keep the content out."""
         return {f for (f,) in self._each("SELECT fingerprint FROM blocked WHERE fingerprint IN", fingerprints)}

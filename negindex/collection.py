@@ -165,15 +165,17 @@ class Collection(Negatives):
         given = incoming(self._store.meta, rows, source_keys, label, sources, embeddings)
         with self._store.writing():
             sealed, ids = self._store.seal(given)
-            new = self._without_in_house(ids)
+            fresh = {i for _, rows in sealed for i in rows.ids}
+            known = self._without_in_house({key: i for key, i in ids.items() if i not in fresh})
+            new = [*known, *sorted(fresh)]
             if not new:
                 return self.newest().version
             with self._catalogue.together():
                 with self._catalogue.change("add", Note(reason, by)) as change:
                     claim = change.open_claim(IN_HOUSE, "in_force")
-                    change.store(sealed)
+                    change.store(sealed, in_force=True)
                     change.link(claim, new)
-                    change.reckon(new)
+                    change.reckon(known)
                 self._store.match(new)
         return change.version
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -78,15 +78,19 @@ class Held(NamedTuple):
     in_house: bool  # whether an in-house claim names it: then ``add`` of the same row changes nothing
 
 
-class NewRow(NamedTuple):
-    """A row about to be stored."""
+class NewRows(NamedTuple):
+    """Rows about to be stored: those of one file, in its order."""
 
-    id: int
-    source_key: str
-    label: str | None
-    sha256: str
-    place: int
-    source: Provenance = Provenance()
+    first: int  # id; the others follow
+    source_keys: Sequence[str]
+    labels: Sequence[str | None]
+    digests: Sequence[str]  # sha256 of their stored bytes, hex
+    sources: Sequence[Provenance]
+
+    @property
+    def ids(self) -> range:
+        """Theirs, by their places in the file."""
+        return range(self.first, self.first + len(self.source_keys))
 
 
 class ClaimRecord(NamedTuple):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +22,17 @@ from negindex.errors import ContentRefused, Damaged, DuplicateKey, NotThere, Sha
 from negindex.incoming import finite_rows
 from negindex.sampler.corpus import check_space
 from negindex.sampler.encode import PIXELS, Encoder
-from negindex.sampler.sources import DEFAULTS, Held, Item, Limits, Source
+from negindex.sampler.sources import DEFAULTS, Array, Block, Held, Item, Limits, Source, is_within
 from negindex.sampler.sweep import BARRED, Look, look
 from negindex.states import Provenance
+from negindex.text import all_unicode
 
 IN, THERE, DUPLICATE, REFUSED, FAILED = OUTCOMES = ("in", "there already", "duplicate", "refused", "failed")
 ENCODED_BYTES = 16 << 20  # stored bytes of rows that go in as one version,
 READY_BYTES = 64 << 20  # or so many where nothing is encoded,
 LATENTS_AT_ONCE = 256  # or so many rows, where encoding is slow and an interruption costs minutes,
 SECONDS = 60.0  # or what came in so long
+_NOTHING = Provenance()
 MOST_NAMED = 1000  # refusals that a report holds; the ledger has them all
 
 
@@ -75,7 +80,7 @@ class Report:
 
 def ingest(
     collection: Collection,
-    items: Iterable[Item],
+    items: Iterable[Item | Block],
     encoder: Encoder | None = None,
     *,
     label: str | None = None,
@@ -84,19 +89,34 @@ def ingest(
     limits: Limits = DEFAULTS,
     progress: Callable[[int], None] = lambda done: None,
     tell: Callable[[Entry], None] = lambda entry: None,
+    only_refusals: bool = False,
 ) -> Report:
     """Put inputs in force; one that cannot become a row is named, and stops nothing.
 
     encoder: makes images into rows; without one every image is refused, and ready rows go in. label: for all rows,
-    instead of those that the inputs bring. tell: is told what became of each input, once it is certain.
+    instead of those that the inputs bring. tell: is told what became of each input, once it is certain;
+    only_refusals: of those that are left out alone, which spares a look-up a row.
     Killed at any moment, the same call goes on: an input whose key is in force with the same file's sha256 is not
     decoded again. Held in memory are one version's rows and what ``look`` holds.
     """
-    run = _Run(collection, encoder, label, reason, by, tell)
-    for one in look(collection, items, run.make, progress, limits=limits, spare=run.spare):
-        run.take(one)
+    run, reached = _Run(collection, encoder, label, reason, by, tell, only_refusals), 0
+    for is_ready, some in groupby(items, lambda one: isinstance(one, Block)):
+        if is_ready:
+            for block in cast(Iterator[Block], some):
+                run.take_block(block)
+                reached += len(block)
+                progress(reached)
+        else:
+            told = partial(_further, progress, reached)
+            for one in look(collection, cast(Iterator[Item], some), run.make, told, limits=limits, spare=run.spare):
+                run.take(one)
+                reached += 1
     run.put()
     return run.report
+
+
+def _further(progress: Callable[[int], None], before: int, done: int) -> None:
+    progress(before + done)
 
 
 def chosen(
@@ -105,12 +125,20 @@ def chosen(
     *,
     shard: tuple[int, int] | None = None,
     keys: set[str] | None = None,
-) -> Iterator[Item]:
+) -> Iterator[Item | Block]:
     """The inputs of sources in their order; those of one of N shards by key, and under some keys, where told."""
+
+    def is_wanted(key: str) -> bool:
+        return (shard is None or is_within(key, *shard)) and (keys is None or key in keys)
+
     for source in sources:
-        for item in source.items(shape):
-            if (shard is None or item.within(*shard)) and (keys is None or item.key in keys):
-                yield item
+        for part in source.blocks(shape) if isinstance(source, Array | Held) else source.items(shape):
+            if isinstance(part, Block):
+                part = part if shard is None and keys is None else part.chosen(is_wanted)
+                if len(part):
+                    yield part
+            elif is_wanted(part.key):
+                yield part
 
 
 def left_out_in(ledger: Path) -> set[str]:
@@ -152,12 +180,15 @@ class _Run:
         reason: str,
         by: str,
         tell: Callable[[Entry], None],
+        only_refusals: bool,
     ) -> None:
         self._collection, self._encoder, self._label, self._tell = collection, encoder, label, tell
+        self._only_refusals = only_refusals
         self._words = {"reason": reason, "by": by}
         self._began = collection.newest().version
         self.report = Report(self._began)
         self._batch = _Batch()
+        self._room = np.empty((0, *collection.shape), collection.dtype)  # for one version's rows, used again
         self._row_bytes = int(np.prod(collection.shape)) * np.dtype(collection.dtype).itemsize
 
     def make(self, image: Image.Image, name: str) -> NDArray[Any]:
@@ -190,15 +221,25 @@ class _Run:
             why = f"a row of shape {row.shape} for a collection of {self._collection.shape} rows; leave it out"
             self._say(one.item, REFUSED, why)
         else:
-            kept = one.item.kept or Provenance()
+            kept = one.item.kept
             if one.likeness.content:
                 kept = Provenance(one.likeness.content[0], one.likeness.pdqs[0], one.likeness.quality)
             self._batch.add(one.item, row, kept)
             if self._is_full():
                 self.put()
 
+    def take_block(self, block: Block) -> None:
+        """Have ready rows go in with the next version."""
+        if not all_unicode(block.keys):
+            for item in block.items():
+                self.take(next(look(self._collection, [item], self.make)))
+            return
+        self._batch.extend(block)
+        if self._is_full():
+            self.put()
+
     def _is_full(self) -> bool:
-        count, encoder = len(self._batch.items), self._encoder
+        count, encoder = len(self._batch), self._encoder
         if encoder is not None and encoder.space != PIXELS and count >= LATENTS_AT_ONCE:
             return True
         most = READY_BYTES if encoder is None else ENCODED_BYTES
@@ -207,30 +248,32 @@ class _Run:
     def put(self) -> None:
         """Put what has come in in force as one version; what clashes is named, and the rest goes in."""
         batch, self._batch = self._batch, _Batch()
-        if not batch.items:
+        if not len(batch):
             return
-        rows = batch.stacked(self._collection.shape, self._collection.dtype)
+        if len(self._room) < len(batch):
+            self._room = np.empty((len(batch), *self._collection.shape), self._collection.dtype)
+        rows = self._room[: len(batch)]
+        batch.stack(rows)
         left = self._sound(batch, rows)
         while left:
-            items = [batch.items[i] for i in left]
             before = self._collection.newest().version
             try:
                 version = self._collection.add(
                     rows if len(left) == len(rows) else rows[left],
-                    [item.key for item in items],
-                    label=[self._label or item.label for item in items],
-                    sources=[batch.kept[i] for i in left],
-                    embeddings=_embeddings(items),
+                    [batch.keys[i] for i in left],
+                    label=[self._label or batch.labels[i] for i in left],
+                    sources=[batch.kept[i] or _NOTHING for i in left],
+                    embeddings=_embeddings([batch.embeddings[i] for i in left]),
                     **self._words,
                 )
             except (DuplicateKey, ContentRefused) as clash:
                 if not clash.keys:
                     raise
                 gone, why = set(clash.keys), BARRED if isinstance(clash, ContentRefused) else self._clash()
-                for item in items:
-                    if item.key in gone:
-                        self._say(item, REFUSED, why)
-                left = [i for i in left if batch.items[i].key not in gone]
+                for i in left:
+                    if batch.keys[i] in gone:
+                        self._say(batch.item(i), REFUSED, why)
+                left = [i for i in left if batch.keys[i] not in gone]
             else:
                 self.report.version = version
                 self._account(batch, left, before)
@@ -241,28 +284,36 @@ class _Run:
         """Places of the rows that can be stored, the first under each key."""
         finite = finite_rows(rows)
         corner = rows.reshape(len(rows), -1)[:, 0] == 0  # few rows need to be looked through for another number
+        odd = dict.fromkeys(np.flatnonzero(~finite | corner).tolist(), "")
         first: dict[str, int] = {}
-        for place, item in enumerate(batch.items):
-            if not finite[place]:
-                self._say(item, REFUSED, _not_finite(batch.rows[place], rows.dtype))
-            elif item.row is not None and item.kept is None and corner[place] and not rows[place].any():
-                self._say(item, REFUSED, "a row of nothing but zeros; leave it out")
-            elif item.key in first:
-                batch.again.append((place, first[item.key]))
-            else:
-                first[item.key] = place
+        for place, key in enumerate(batch.keys):
+            if place in odd and (why := self._fault(batch, rows, place, bool(finite[place]))):
+                self._say(batch.item(place), REFUSED, why)
+            elif first.setdefault(key, place) != place:
+                batch.again.append((place, first[key]))
         return list(first.values())
+
+    def _fault(self, batch: _Batch, rows: NDArray[Any], place: int, is_finite: bool) -> str:
+        """Why a row cannot be stored; "" where it can."""
+        if not is_finite:
+            return _not_finite(batch.row(place), rows.dtype)
+        is_empty = batch.kept[place] is None and not rows[place].any()
+        return "a row of nothing but zeros; leave it out" if is_empty else ""
 
     def _account(self, batch: _Batch, places: Sequence[int], before: int) -> None:
         """Tell what became of rows that ``add`` took."""
-        held = self._collection.held([batch.items[i].key for i in places])
+        newest = self._collection.newest()
+        if self._only_refusals and not batch.again and newest.version == before + 1 and newest.changed == len(places):
+            self.report.counts[IN] += len(places)
+            return
+        held = self._collection.held([batch.keys[i] for i in places])
         for place in places:
-            item, found = batch.items[place], held.get(batch.items[place].key)
+            item, found = batch.item(place), held.get(batch.keys[place])
             if found is None:  # withdrawn since, by somebody else
                 self._say(item, IN)
                 continue
             how = IN if found.added > before else DUPLICATE if found.added > self._began else THERE
-            digest = batch.kept[place].image_sha256 or found.sha256
+            digest = (batch.kept[place] or _NOTHING).image_sha256 or found.sha256
             self._say(item, how, "", found.row, found.added, digest)
             batch.ends[place] = found.row, found.added, digest
 
@@ -271,10 +322,10 @@ class _Run:
         for place, first in batch.again:
             same = rows[place].tobytes() == rows[first].tobytes()
             if same and first in batch.ends:
-                self._say(batch.items[place], DUPLICATE, "", *batch.ends[first])
+                self._say(batch.item(place), DUPLICATE, "", *batch.ends[first])
             else:
                 why = "as the first under its key" if same else "its key came before, with other bytes; rename one"
-                self._say(batch.items[place], REFUSED, why)
+                self._say(batch.item(place), REFUSED, why)
 
     def _clash(self) -> str:
         pixels, latents = "with other pixels", "as other latents: another image, or another machine"
@@ -292,33 +343,63 @@ class _Run:
         self.report.counts[outcome] += 1
         if outcome in (REFUSED, FAILED) and len(self.report.refused) < MOST_NAMED:
             self.report.refused.append((item.key, reason))
+        if self._only_refusals and outcome not in (REFUSED, FAILED):
+            return
         label = self._label or item.label
         self._tell(Entry(item.key, item.source, outcome, reason, row, version, sha256, label, item.caption))
 
 
 class _Batch:
-    """Rows on their way into one version."""
+    """Rows on their way into one version, column by column."""
 
     def __init__(self) -> None:
-        self.items: list[Item] = []
-        self.rows: list[NDArray[Any]] = []
-        self.kept: list[Provenance] = []
+        self.keys: list[str] = []
+        self.sources: list[str] = []
+        self.labels: list[str | None] = []
+        self.captions: dict[int, str] = {}  # by place
+        self.kept: list[Provenance | None] = []  # None of a row that came without an image
+        self.embeddings: list[NDArray[np.floating] | None] = []
+        self.parts: list[NDArray[Any]] = []  # (n, *S) each
+        self.starts: list[int] = []  # the place of each part's first row
         self.again: list[tuple[int, int]] = []  # (place, place of the first under the same key)
         self.ends: dict[int, tuple[int, int, str]] = {}  # place: (row, version, sha256)
         self.since = time.monotonic()
 
-    def add(self, item: Item, row: NDArray[Any], kept: Provenance) -> None:
-        self.items.append(item)
-        self.rows.append(row)
-        self.kept.append(kept)
+    def __len__(self) -> int:
+        return len(self.keys)
 
-    def stacked(self, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-        """The rows (N, *S) as they will be stored; what is beyond the stored type is Inf."""
-        rows = np.empty((len(self.rows), *shape), dtype)
+    def add(self, item: Item, row: NDArray[Any], kept: Provenance | None) -> None:
+        if item.caption:
+            self.captions[len(self)] = item.caption
+        embeddings = None if item.embedding is None else item.embedding[None]
+        self.extend(Block([item.key], [item.source], row[None], [kept], [item.label], embeddings))
+
+    def extend(self, block: Block) -> None:
+        nothing = [None] * len(block)
+        self.starts.append(len(self))
+        self.parts.append(block.rows)
+        self.keys += block.keys
+        self.sources += block.sources
+        self.labels += block.labels or nothing
+        self.kept += block.kept or nothing
+        self.embeddings += nothing if block.embeddings is None else list(block.embeddings)
+
+    def item(self, place: int) -> Item:
+        """One of them, for people."""
+        caption = self.captions.get(place, "")
+        return Item(self.keys[place], self.sources[place], label=self.labels[place], caption=caption)
+
+    def row(self, place: int) -> NDArray[Any]:
+        """One of them as it came."""
+        part = bisect_right(self.starts, place) - 1
+        row: NDArray[Any] = self.parts[part][place - self.starts[part]]
+        return row
+
+    def stack(self, rows: NDArray[Any]) -> None:
+        """Fill in the rows (N, *S) as they will be stored; what is beyond the stored type is Inf."""
         with np.errstate(over="ignore"):
-            for place, row in enumerate(self.rows):
-                rows[place] = row
-        return rows
+            for start, part in zip(self.starts, self.parts, strict=True):
+                rows[start : start + len(part)] = part
 
 
 def _not_finite(row: NDArray[Any], dtype: np.dtype[Any]) -> str:
@@ -329,7 +410,7 @@ def _not_finite(row: NDArray[Any], dtype: np.dtype[Any]) -> str:
     return f"a row that holds Inf, or values beyond {dtype}'s {np.finfo(dtype).max:g}; leave it out"
 
 
-def _embeddings(items: Sequence[Item]) -> NDArray[np.floating] | None:
+def _embeddings(given: Sequence[NDArray[np.floating] | None]) -> NDArray[np.floating] | None:
     """Those of all rows, where all have one of one size."""
-    wide = [item.embedding for item in items if item.embedding is not None]
-    return np.stack(wide) if len(wide) == len(items) and len({one.shape for one in wide}) == 1 else None
+    wide = [one for one in given if one is not None]
+    return np.stack(wide) if len(wide) == len(given) and len({one.shape for one in wide}) == 1 else None

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import zip_longest
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
@@ -29,6 +29,7 @@ from negindex.text import is_unicode
 
 MOST_PIXELS = 170_000_000  # Pillow itself decodes no larger image
 MAX_TEXT = 1 << 16  # bytes of a caption, a label or a JSON member; of one line in a list
+BLOCK_BYTES = 8 << 20  # of an array that are handed on together
 _AT_ONCE = 256  # rows of another collection that are read together
 
 
@@ -64,8 +65,44 @@ class Item:
 
     def within(self, index: int, count: int) -> bool:
         """Whether it is of the ``index``-th of ``count`` shards, by its key alone: 1 to count."""
-        digest = hashlib.sha256(self.key.encode("utf-8", "surrogatepass")).digest()
-        return int.from_bytes(digest[:8], "big") % count == index - 1
+        return is_within(self.key, index, count)
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Ready rows of the set's shape that come together, so that many cost little more than one."""
+
+    keys: list[str]
+    sources: list[str]  # where each lies, for people
+    rows: NDArray[np.generic]  # (n, *S)
+    kept: list[Provenance] | None = None  # of their source images
+    labels: list[str | None] | None = None
+    embeddings: NDArray[np.floating] | None = None  # (n, E)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def items(self) -> Iterator[Item]:
+        """One by one."""
+        for place, (key, source) in enumerate(zip(self.keys, self.sources, strict=True)):
+            kept = None if self.kept is None else self.kept[place]
+            label = None if self.labels is None else self.labels[place]
+            wide = None if self.embeddings is None else self.embeddings[place]
+            yield Item(key, source, None, self.rows[place], kept, label, "", wide)
+
+    def chosen(self, wanted: Callable[[str], bool]) -> Block:
+        """Those whose keys are wanted."""
+        places = [place for place, key in enumerate(self.keys) if wanted(key)]
+        if len(places) == len(self):
+            return self
+        return Block(
+            [self.keys[i] for i in places],
+            [self.sources[i] for i in places],
+            self.rows[places],
+            None if self.kept is None else [self.kept[i] for i in places],
+            None if self.labels is None else [self.labels[i] for i in places],
+            None if self.embeddings is None else self.embeddings[places],
+        )
 
 
 class Source(Protocol):
@@ -331,6 +368,10 @@ class Array:
         self.keys = keys
 
     def items(self, shape: tuple[int, ...] = ()) -> Iterator[Item]:
+        return singly(self.blocks(shape))
+
+    def blocks(self, shape: tuple[int, ...]) -> Iterator[Item | Block]:
+        """The same, rows of the set's shape together; they stay in the file until they are read."""
         try:
             rows = rows_in(self.path)
         except (InvalidInput, Damaged) as error:
@@ -339,9 +380,13 @@ class Array:
         if rows.shape == shape or rows.shape[1:] != shape:
             yield Item(self.key, str(self.path), row=rows)  # one row, or one refusal
             return
-        keys = _lines(self.keys) if self.keys else (f"{self.key}/{place}" for place in range(len(rows)))
-        for place, (row, key) in enumerate(zip_longest(rows, keys)):
-            yield Item(key, f"{self.path}/{place}", row=row)
+        step = max(1, BLOCK_BYTES // max(1, rows[:1].nbytes))
+        lines = None if self.keys is None else _lines(self.keys)
+        for start in range(0, len(rows), step):
+            some = np.asarray(rows[start : start + step])
+            places = range(start, start + len(some))
+            keys = [f"{self.key}/{place}" for place in places] if lines is None else list(islice(lines, len(some)))
+            yield Block(keys, [f"{self.path}/{place}" for place in places], some)
 
     def count(self) -> int | None:
         return None if self.keys is None else len(rows_in(self.path))
@@ -358,19 +403,34 @@ class Held:
     collection: Collection
 
     def items(self, shape: tuple[int, ...] = ()) -> Iterator[Item]:
+        return singly(self.blocks(shape))
+
+    def blocks(self, shape: tuple[int, ...] = ()) -> Iterator[Item | Block]:
+        """The same, many rows together."""
         held = [segment.ids[places] for segment, places in self.collection.pin().parts.values()]
         ids = np.sort(np.concatenate([np.zeros(0, np.int64), *held]))
         for start in range(0, len(ids), _AT_ONCE):
             some = self.collection.stored(ids[start : start + _AT_ONCE].tolist())
-            wide = some.embeddings
-            for place, (key, row, label, kept) in enumerate(
-                zip(some.keys, some.rows, some.labels, some.sources, strict=True)
-            ):
-                embedding = None if wide is None else wide[place]
-                yield Item(key, f"{self.collection.path}/{key}", None, row, kept, label, "", embedding)
+            where = [f"{self.collection.path}/{key}" for key in some.keys]
+            yield Block(some.keys, where, some.rows, some.sources, some.labels, some.embeddings)
 
     def count(self) -> int | None:
         return len(self.collection)
+
+
+def singly(parts: Iterable[Item | Block]) -> Iterator[Item]:
+    """Blocks taken apart."""
+    for part in parts:
+        if isinstance(part, Block):
+            yield from part.items()
+        else:
+            yield part
+
+
+def is_within(key: str, index: int, count: int) -> bool:
+    """Whether a source key is of the ``index``-th of ``count`` shards: 1 to count."""
+    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") % count == index - 1
 
 
 def shard_of(text: str) -> tuple[int, int]:

@@ -128,7 +128,7 @@ def take_in(
     with _ledger(asked.ledger) as tell, Progress(sum(filter(None, counts)) if whole else None) as progress:
         report = ingest(
             collection, items, encoder, label=label, reason=reason, by=by, limits=asked.limits,
-            progress=progress.reached, tell=tell,
+            progress=progress.reached, tell=tell, only_refusals=asked.ledger is None,
         )  # fmt: skip
     _say(collection, report, asked.as_json)
     if report.left_out:
