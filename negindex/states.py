@@ -6,15 +6,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from negindex.geometry import Geometry, apart
+
 
 class Meta(NamedTuple):
     """What never changes about a collection."""
 
     set_id: str
     shape: tuple[int, ...]
-    space: str
+    space: str  # as it is stated: with how images become rows, where that is not to cover
     dtype: str
     secret: str  # hex; the key of fingerprints that keep erased content out
+
+    @property
+    def lies_in(self) -> str:
+        """The space without what it says of how images become rows."""
+        return apart(self.space)[0]
+
+    @property
+    def geometry(self) -> Geometry:
+        """How images become rows."""
+        return apart(self.space)[1]
 
     def about(self) -> dict[str, Any]:
         """What the log's first record tells."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from negindex.errors import DuplicateKey, ImageRefused, NotThere, ShapeMismatch,
 from negindex.sampler.encode import PIXELS, Encoder, PixelEncoder, has_colour, images_in, space_of
 from negindex.sampler.sources import Item
 from negindex.sampler.sweep import given_files, look
+from negindex.sampler.views import rows_of
 from negindex.states import Provenance
 
 
@@ -150,11 +152,12 @@ def prepare(
     and turned copies too. Cost beside the encoder's: about 1 ms a small file, 5 ms a megapixel.
     """
     found = Prepared()
-    for one in look(collection, given_files(inputs), encoder.row, progress):
+    for one in look(collection, given_files(inputs), partial(rows_of, encoder, collection.geometry), progress):
         if one.made is None:
             found.refused.append((one.key, one.refusal))
             continue
-        found.keys.append(one.key)
-        found.rows.append(one.made)
-        found.sources.append(Provenance(one.likeness.content[0], one.likeness.pdqs[0], one.likeness.quality))
+        for suffix, row in one.made:
+            found.keys.append(one.key + suffix)
+            found.rows.append(row)
+            found.sources.append(Provenance(one.likeness.content[0], one.likeness.pdqs[0], one.likeness.quality))
     return found

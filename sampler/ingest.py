@@ -18,12 +18,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from negindex.collection import Collection
-from negindex.errors import ContentRefused, Damaged, DuplicateKey, NotThere, ShapeMismatch
+from negindex.errors import ContentRefused, Damaged, DuplicateKey, NotThere, ShapeMismatch, SpaceMismatch
+from negindex.geometry import Geometry, item_of
 from negindex.incoming import finite_rows
 from negindex.sampler.corpus import check_space
 from negindex.sampler.encode import PIXELS, Encoder
 from negindex.sampler.sources import DEFAULTS, Array, Block, Held, Item, Limits, Source, is_within
 from negindex.sampler.sweep import BARRED, Look, look
+from negindex.sampler.views import rows_of
 from negindex.states import Provenance
 from negindex.text import all_unicode
 
@@ -32,6 +34,7 @@ ENCODED_BYTES = 16 << 20  # stored bytes of rows that go in as one version,
 READY_BYTES = 64 << 20  # or so many where nothing is encoded,
 LATENTS_AT_ONCE = 256  # or so many rows, where encoding is slow and an interruption costs minutes,
 SECONDS = 60.0  # or what came in so long
+Views = list[tuple[str, NDArray[Any]]]  # (end of its source key, row) of each view of an image
 _NOTHING = Provenance()
 MOST_NAMED = 1000  # refusals that a report holds; the ledger has them all
 
@@ -157,11 +160,16 @@ def left_out_in(ledger: Path) -> set[str]:
     return found
 
 
-def check_parts(shape: tuple[int, ...], space: str, parts: Iterable[Source]) -> None:
+def check_parts(shape: tuple[int, ...], space: str, parts: Iterable[Source], geometry: Geometry) -> None:
     """Raise SpaceMismatch or ShapeMismatch where rows of other collections cannot go into one as they are."""
     for part in parts:
         if isinstance(part, Held):
             check_space(part.collection, space)
+            if part.collection.geometry != geometry:
+                raise SpaceMismatch(
+                    f"{part.collection.path} holds rows of images by {part.collection.geometry}, and the set's are by "
+                    f"{geometry}; build it anew from its sources"
+                )
             if part.collection.shape != shape:
                 raise ShapeMismatch(
                     f"{part.collection.path} holds rows of shape {part.collection.shape}, and the set's are {shape}; "
@@ -191,13 +199,13 @@ class _Run:
         self._room = np.empty((0, *collection.shape), collection.dtype)  # for one version's rows, used again
         self._row_bytes = int(np.prod(collection.shape)) * np.dtype(collection.dtype).itemsize
 
-    def make(self, image: Image.Image, name: str) -> NDArray[Any]:
-        """The row of an image, as it will be stored; what is beyond the stored type becomes Inf."""
-        row = self._encoder.row(image, name) if self._encoder is not None else np.zeros(0, np.float32)
+    def make(self, image: Image.Image, name: str) -> list[tuple[str, NDArray[Any]]]:
+        """(end of its key, the row) of an image's views, as stored; what is beyond the stored type becomes Inf."""
+        made = [] if self._encoder is None else rows_of(self._encoder, self._collection.geometry, image, name)
         with np.errstate(over="ignore"):
-            return row.astype(self._collection.dtype)
+            return [(suffix, row.astype(self._collection.dtype)) for suffix, row in made]
 
-    def spare(self, some: Sequence[Look[NDArray[Any]]]) -> None:
+    def spare(self, some: Sequence[Look[Views]]) -> None:
         """Mark images that are in force already; the set's space and shape say how their rows were made."""
         images = [one for one in some if one.likeness.content]
         held = self._collection.held([one.key for one in images])
@@ -210,21 +218,28 @@ class _Run:
             elif self._encoder is None:
                 one.refusal = "an image, and nothing makes rows of images here; name the model's image size (--size)"
 
-    def take(self, one: Look[NDArray[Any]]) -> None:
-        """Have one input go in with the next version, unless it is done with."""
+    def take(self, one: Look[Views]) -> None:
+        """Have one input go in with the next version, unless it is done with; all its views in the same."""
         if one.done:
             return
-        row = one.item.row if one.made is None else one.made
-        if one.refusal or row is None:
+        made = [("", one.item.row)] if one.item.row is not None else one.made or []
+        odd = [row.shape for _, row in made if row.shape != self._collection.shape]
+        if one.refusal or not made:
             self._say(one.item, FAILED if one.failed else REFUSED, one.refusal)
-        elif row.shape != self._collection.shape:
-            why = f"a row of shape {row.shape} for a collection of {self._collection.shape} rows; leave it out"
+        elif bad := [row for _, row in made[1:] if not np.isfinite(row).all()]:
+            self._say(one.item, REFUSED, _not_finite(bad[0], bad[0].dtype))
+        elif odd:
+            why = f"a row of shape {odd[0]} for a collection of {self._collection.shape} rows; leave it out"
             self._say(one.item, REFUSED, why)
         else:
             kept = one.item.kept
             if one.likeness.content:
                 kept = Provenance(one.likeness.content[0], one.likeness.pdqs[0], one.likeness.quality)
-            self._batch.add(one.item, row, kept)
+            if self._collection.geometry.is_many and one.key in self._batch.items:
+                self.put()  # so that its views are not taken for those of the image before
+            self._batch.items.add(one.key)
+            for suffix, row in made:
+                self._batch.add(one.item, row, kept, suffix)
             if self._is_full():
                 self.put()
 
@@ -269,11 +284,14 @@ class _Run:
             except (DuplicateKey, ContentRefused) as clash:
                 if not clash.keys:
                     raise
-                gone, why = set(clash.keys), BARRED if isinstance(clash, ContentRefused) else self._clash()
+                gone, why = (
+                    set(map(item_of, clash.keys)),
+                    BARRED if isinstance(clash, ContentRefused) else self._clash(),
+                )
                 for i in left:
-                    if batch.keys[i] in gone:
+                    if item_of(batch.keys[i]) in gone and i not in batch.views:
                         self._say(batch.item(i), REFUSED, why)
-                left = [i for i in left if batch.keys[i] not in gone]
+                left = [i for i in left if item_of(batch.keys[i]) not in gone]
             else:
                 self.report.version = version
                 self._account(batch, left, before)
@@ -304,10 +322,12 @@ class _Run:
         """Tell what became of rows that ``add`` took."""
         newest = self._collection.newest()
         if self._only_refusals and not batch.again and newest.version == before + 1 and newest.changed == len(places):
-            self.report.counts[IN] += len(places)
+            self.report.counts[IN] += len(places) - len(batch.views)
             return
         held = self._collection.held([batch.keys[i] for i in places])
         for place in places:
+            if place in batch.views:
+                continue
             item, found = batch.item(place), held.get(batch.keys[place])
             if found is None:  # withdrawn since, by somebody else
                 self._say(item, IN)
@@ -357,6 +377,8 @@ class _Batch:
         self.sources: list[str] = []
         self.labels: list[str | None] = []
         self.captions: dict[int, str] = {}  # by place
+        self.views: set[int] = set()  # places of further views of an image, of which nothing is told
+        self.items: set[str] = set()  # keys of images
         self.kept: list[Provenance | None] = []  # None of a row that came without an image
         self.embeddings: list[NDArray[np.floating] | None] = []
         self.parts: list[NDArray[Any]] = []  # (n, *S) each
@@ -368,11 +390,14 @@ class _Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
-    def add(self, item: Item, row: NDArray[Any], kept: Provenance | None) -> None:
+    def add(self, item: Item, row: NDArray[Any], kept: Provenance | None, suffix: str = "") -> None:
+        """suffix: what the row's key ends in, of a further view of the item's image."""
+        if suffix:
+            self.views.add(len(self))
         if item.caption:
             self.captions[len(self)] = item.caption
         embeddings = None if item.embedding is None else item.embedding[None]
-        self.extend(Block([item.key], [item.source], row[None], [kept], [item.label], embeddings))
+        self.extend(Block([item.key + suffix], [item.source], row[None], [kept], [item.label], embeddings))
 
     def extend(self, block: Block) -> None:
         nothing = [None] * len(block)

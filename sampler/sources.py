@@ -75,7 +75,7 @@ class Block:
     keys: list[str]
     sources: list[str]  # where each lies, for people
     rows: NDArray[np.generic]  # (n, *S)
-    kept: list[Provenance] | None = None  # of their source images
+    kept: list[Provenance | None] | None = None  # of their source images
     labels: list[str | None] | None = None
     embeddings: NDArray[np.floating] | None = None  # (n, E)
 
@@ -412,7 +412,7 @@ class Held:
         for start in range(0, len(ids), _AT_ONCE):
             some = self.collection.stored(ids[start : start + _AT_ONCE].tolist())
             where = [f"{self.collection.path}/{key}" for key in some.keys]
-            yield Block(some.keys, where, some.rows, some.sources, some.labels, some.embeddings)
+            yield Block(some.keys, where, some.rows, [*some.sources], some.labels, some.embeddings)
 
     def count(self) -> int | None:
         return len(self.collection)
