@@ -103,7 +103,7 @@ def build(
 
     shape = None if size is None else height_width(size)
     geometry = Geometry(fit or "cover", augment == "flip")
-    found, key = asked.sources(sources), open_key_if_any(key_file)
+    found, key = asked.sources(sources, label), open_key_if_any(key_file)
     collection = Collection.open(set_path, key=key) if set_path.exists() else None
     if collection is None:
         collection, encoder = _new(set_path, found, shape, space, channels, pipeline, dtype, key, geometry)
@@ -154,7 +154,7 @@ def add(
     its next image on.
     """
     collection = open_set(set_path, key_file)
-    found = asked.sources(sources)
+    found = asked.sources(sources, label)
     encoder = _encoder_of_set(collection, pipeline) if _with_images(found) else None
     _check(collection, found, None, pipeline, encoder)
     take_in(collection, found, encoder, asked, label=label, reason=reason, by=by)

@@ -40,7 +40,12 @@ _OPTIONS = (
     click.option("--list", "lists", multiple=True, metavar="FILE", type=click.Path(path_type=Path),
                  help="A text file that names images and arrays, one a line; the same as @FILE among the sources."),
     click.option("--keys", metavar="FILE", type=click.Path(path_type=Path),
-                 help="The source keys of the rows of an array, one a line; default: FILE/0, FILE/1 and so on."),
+                 help="The source keys of an array's rows, one a line, or a table; default: FILE/0, FILE/1 and so on."),
+    click.option("--key-column", metavar="NAME",
+                 help="Of a --keys table (.csv, .tsv, .jsonl, .parquet): its keys; default: key, image_path or url."),
+    click.option("--label-from", metavar="NAME",
+                 help="Where each row's label stands: a column of the --keys table; of a shard cls, txt, or a field of "
+                 ".json."),
     click.option("--max-pixels", metavar="N", type=click.IntRange(1, 170_000_000), default=100_000_000,
                  show_default=True, help="Of an image, by its header."),
     click.option("--max-bytes", metavar="N", type=click.IntRange(1), default=256 << 20, show_default=True,
@@ -67,6 +72,8 @@ class Asked:
     ledger: Path | None
     retry_failed: Path | None
     as_json: bool
+    key_column: str | None = None
+    label_from: str | None = None
 
     @property
     def limits(self) -> Limits:
@@ -75,13 +82,22 @@ class Asked:
 
         return Limits(self.max_pixels, self.max_bytes, self.max_entries)
 
-    def sources(self, paths: tuple[str, ...]) -> list[Source]:
-        """What was named; a usage error where nothing was."""
+    def sources(self, paths: tuple[str, ...], label: str | None) -> list[Source]:
+        """What was named; a usage error where nothing was, and where labels are named twice."""
         from negindex.sampler.sources import sources_of
 
+        if label is not None and self.label_from is not None:
+            raise click.UsageError("--label is one for all rows, and --label-from each row's own; give one of them")
         if not paths and not self.lists:
             raise click.UsageError("name at least one source, or a --list of files")
-        return sources_of(paths, lists=self.lists, keys=self.keys, limits=self.limits)
+        return sources_of(
+            paths,
+            lists=self.lists,
+            keys=self.keys,
+            key_column=self.key_column,
+            label_from=self.label_from,
+            limits=self.limits,
+        )
 
     def only(self) -> tuple[tuple[int, int] | None, set[str] | None]:
         """The shard and the keys that the run is held to."""
