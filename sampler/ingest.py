@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from negindex.collection import Collection
-from negindex.errors import ContentRefused, Damaged, DuplicateKey, NotThere, ShapeMismatch, SpaceMismatch
+from negindex.errors import ContentRefused, Damaged, DuplicateKey, ImageRefused, NotThere, ShapeMismatch, SpaceMismatch
 from negindex.geometry import Geometry, item_of
 from negindex.incoming import finite_rows
+from negindex.sampler.batches import Batches, Slot
 from negindex.sampler.corpus import check_space
 from negindex.sampler.encode import PIXELS, Encoder
 from negindex.sampler.sources import DEFAULTS, Array, Block, Held, Item, Limits, Source, is_within
 from negindex.sampler.sweep import BARRED, Look, look
-from negindex.sampler.views import rows_of
+from negindex.sampler.views import views
 from negindex.states import Provenance
 from negindex.text import all_unicode
 
@@ -34,7 +35,7 @@ ENCODED_BYTES = 16 << 20  # stored bytes of rows that go in as one version,
 READY_BYTES = 64 << 20  # or so many where nothing is encoded,
 LATENTS_AT_ONCE = 256  # or so many rows, where encoding is slow and an interruption costs minutes,
 SECONDS = 60.0  # or what came in so long
-Views = list[tuple[str, NDArray[Any]]]  # (end of its source key, row) of each view of an image
+Views = list[tuple[str, Slot]]  # (end of its source key, row) of each view of an image
 _NOTHING = Provenance()
 MOST_NAMED = 1000  # refusals that a report holds; the ledger has them all
 
@@ -93,16 +94,18 @@ def ingest(
     progress: Callable[[int], None] = lambda done: None,
     tell: Callable[[Entry], None] = lambda entry: None,
     only_refusals: bool = False,
+    together: int | None = None,
 ) -> Report:
     """Put inputs in force; one that cannot become a row is named, and stops nothing.
 
     encoder: makes images into rows; without one every image is refused, and ready rows go in. label: for all rows,
     instead of those that the inputs bring. tell: is told what became of each input, once it is certain;
     only_refusals: of those that are left out alone, which spares a look-up a row.
+    together: images that are encoded at a time; see ``Batches``.
     Killed at any moment, the same call goes on: an input whose key is in force with the same file's sha256 is not
     decoded again. Held in memory are one version's rows and what ``look`` holds.
     """
-    run, reached = _Run(collection, encoder, label, reason, by, tell, only_refusals), 0
+    run, reached = _Run(collection, encoder, label, reason, by, tell, only_refusals, together), 0
     for is_ready, some in groupby(items, lambda one: isinstance(one, Block)):
         if is_ready:
             for block in cast(Iterator[Block], some):
@@ -189,9 +192,11 @@ class _Run:
         by: str,
         tell: Callable[[Entry], None],
         only_refusals: bool,
+        together: int | None,
     ) -> None:
         self._collection, self._encoder, self._label, self._tell = collection, encoder, label, tell
         self._only_refusals = only_refusals
+        self._batches = None if encoder is None else Batches(encoder, together)
         self._words = {"reason": reason, "by": by}
         self._began = collection.newest().version
         self.report = Report(self._began)
@@ -199,11 +204,23 @@ class _Run:
         self._room = np.empty((0, *collection.shape), collection.dtype)  # for one version's rows, used again
         self._row_bytes = int(np.prod(collection.shape)) * np.dtype(collection.dtype).itemsize
 
-    def make(self, image: Image.Image, name: str) -> list[tuple[str, NDArray[Any]]]:
-        """(end of its key, the row) of an image's views, as stored; what is beyond the stored type becomes Inf."""
-        made = [] if self._encoder is None else rows_of(self._encoder, self._collection.geometry, image, name)
-        with np.errstate(over="ignore"):
-            return [(suffix, row.astype(self._collection.dtype)) for suffix, row in made]
+    def make(self, image: Image.Image, name: str) -> list[tuple[str, Slot]]:
+        """(end of its key, the row) of each of an image's views; the rows may still be on their way."""
+        if self._encoder is None or self._batches is None:
+            return []
+        seen = views(image, self._collection.geometry, self._encoder.size, name)
+        return [(suffix, self._batches.put(view, name)) for suffix, view in seen]
+
+    def _made(self, one: Look[Views]) -> list[tuple[str, NDArray[Any]]]:
+        """The rows of an input, as stored; what is beyond the stored type becomes Inf. An image may be refused yet."""
+        if one.item.row is not None:
+            return [("", one.item.row)]
+        try:
+            with np.errstate(over="ignore"):
+                return [(suffix, slot.row().astype(self._collection.dtype)) for suffix, slot in one.made or []]
+        except ImageRefused as refusal:
+            one.refusal = str(refusal)
+            return []
 
     def spare(self, some: Sequence[Look[Views]]) -> None:
         """Mark images that are in force already; the set's space and shape say how their rows were made."""
@@ -222,7 +239,7 @@ class _Run:
         """Have one input go in with the next version, unless it is done with; all its views in the same."""
         if one.done:
             return
-        made = [("", one.item.row)] if one.item.row is not None else one.made or []
+        made = [] if one.refusal else self._made(one)
         odd = [row.shape for _, row in made if row.shape != self._collection.shape]
         if one.refusal or not made:
             self._say(one.item, FAILED if one.failed else REFUSED, one.refusal)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from negindex.errors import Damaged, InvalidInput, NotThere
 
@@ -17,7 +18,8 @@ KEY_COLUMNS = ("key", "image_path", "url")  # looked for in this order where non
 Told = tuple[str, str | None]  # a row's source key and label
 
 
-class KeyTable(NamedTuple):
+@dataclass(frozen=True)
+class KeyTable:
     """A text file of keys, or a table by its ending: .csv, .tsv, .jsonl, .parquet (which needs pyarrow)."""
 
     path: Path

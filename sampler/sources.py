@@ -416,7 +416,12 @@ class Array:
             yield Block(keys, [f"{self.path}/{place}" for place in places], some, labels=labels)
 
     def count(self) -> int | None:
-        return None if self.keys is None else len(rows_in(self.path))
+        """Along its first axis; None of a file that cannot be read, which is refused when it is reached."""
+        try:
+            rows = rows_in(self.path)
+            return len(rows) if rows.ndim > 1 else None
+        except (InvalidInput, Damaged):
+            return None
 
     def row_shape(self) -> tuple[int, ...]:
         """One row's, where the first axis counts rows."""

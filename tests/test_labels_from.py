@@ -9,6 +9,7 @@ from corpora import png, run, tar
 from negindex import Collection
 from negindex.errors import Damaged, InvalidInput, ShapeMismatch
 from negindex.sampler.keytables import KeyTable
+from negindex.sampler.sources import Array
 
 USAGE = 2
 
@@ -129,10 +130,9 @@ def test_a_damaged_table_is_named_and_makes_no_set(tmp_path, text):
 
 
 def test_a_table_has_a_record_a_row(tmp_path):
+    rows, table = Array("k", array(tmp_path / "rows.npy", 4)), KeyTable(written(tmp_path, "csv"), "id")
     with pytest.raises(ShapeMismatch, match="3 keys for 4 rows"):
-        from negindex.sampler.sources import Array
-
-        Array("k", array(tmp_path / "rows.npy", 4)).take_keys(KeyTable(written(tmp_path, "csv"), "id"))
+        rows.take_keys(table)
 
 
 def test_labels_are_named_once_and_columns_only_of_tables(tmp_path, shard):

@@ -93,7 +93,8 @@ def build(
     of the same space, whose rows come over as they are. Nothing of an archive is written to the disk.
 
     Run again, it adds what is new, changes nothing else, and encodes nothing twice: killed, the same command goes
-    on. An input that cannot become a row is named, stops nothing, and makes the exit code 3.
+    on. An input that cannot become a row is named, stops nothing, and makes the exit code 3. What the disk has no
+    room for is refused before it starts.
     """
     if pipeline is not None and (space or channels):
         raise click.UsageError("--pipeline says what the rows are; leave out --space and --channels")
@@ -106,7 +107,7 @@ def build(
     found, key = asked.sources(sources, label), open_key_if_any(key_file)
     collection = Collection.open(set_path, key=key) if set_path.exists() else None
     if collection is None:
-        collection, encoder = _new(set_path, found, shape, space, channels, pipeline, dtype, key, geometry)
+        collection, encoder = _new(set_path, found, shape, space, channels, pipeline, dtype, key, geometry, asked)
     elif (fit or augment) and geometry != collection.geometry:
         raise SpaceMismatch(
             f"{set_path} makes rows of images by {collection.geometry}, and asked for is {geometry}; build another set"
@@ -114,10 +115,11 @@ def build(
     elif not _with_images(found):
         encoder = None
     elif shape is None:
-        encoder = _encoder_of_set(collection, pipeline)
+        encoder = _encoder_of_set(collection, pipeline, asked)
     else:
-        encoder = _encoder(collection, found, shape, channels, pipeline)
+        encoder = _encoder(collection, found, shape, channels, pipeline, asked)
     _check(collection, found, space, pipeline, encoder)
+    asked.check_room(set_path, found, collection.shape, collection.dtype, encoder, collection.geometry, collection)
     take_in(collection, found, encoder, asked, label=label, reason=reason, by=by)
 
 
@@ -155,8 +157,9 @@ def add(
     """
     collection = open_set(set_path, key_file)
     found = asked.sources(sources, label)
-    encoder = _encoder_of_set(collection, pipeline) if _with_images(found) else None
+    encoder = _encoder_of_set(collection, pipeline, asked) if _with_images(found) else None
     _check(collection, found, None, pipeline, encoder)
+    asked.check_room(set_path, found, collection.shape, collection.dtype, encoder, collection.geometry, collection)
     take_in(collection, found, encoder, asked, label=label, reason=reason, by=by)
 
 
@@ -224,19 +227,21 @@ def _encoder(
     size: tuple[int, int],
     channels: int | None,
     pipeline: Path | None,
+    asked: Asked,
 ) -> Encoder:
     from negindex.sampler.corpus import encoder_asked
     from negindex.sampler.ingest import chosen
     from negindex.sampler.sources import singly
 
     inputs = singly(chosen(_with_images(sources), ()))
-    return encoder_asked(collection, inputs, *size, channels=channels, pipeline=pipeline)
+    computed = {} if pipeline is None else asked.computed()
+    return encoder_asked(collection, inputs, *size, channels=channels, pipeline=pipeline, **computed)
 
 
-def _encoder_of_set(collection: Collection, pipeline: Path | None) -> Encoder:
+def _encoder_of_set(collection: Collection, pipeline: Path | None, asked: Asked) -> Encoder:
     from negindex.sampler.corpus import encoder_for
 
-    return encoder_for(collection, pipeline)
+    return encoder_for(collection, pipeline, **({} if pipeline is None else asked.computed()))
 
 
 def _new(
@@ -249,6 +254,7 @@ def _new(
     dtype: str,
     key: Key | None,
     geometry: Geometry,
+    asked: Asked,
 ) -> tuple[Collection, Encoder | None]:
     """A new set, and what makes its rows where some of the inputs may be images."""
     from negindex import Collection
@@ -256,13 +262,14 @@ def _new(
     from negindex.sampler.ingest import check_parts
 
     if not _with_images(sources):
-        return _made_for_rows(path, sources, space, pipeline, dtype, key, geometry), None
+        return _made_for_rows(path, sources, space, pipeline, dtype, key, geometry, asked), None
     if size is None:
         raise click.UsageError("--size is missing: height and width of the model's images")
-    encoder = _encoder(None, sources, size, channels, pipeline)
+    encoder = _encoder(None, sources, size, channels, pipeline, asked)
     if space is not None and space != encoder.space:
         raise click.UsageError(f"--space {space!r} is not what images become here: {encoder.space!r}")
     check_parts(encoder.shape, encoder.space, sources, geometry)
+    asked.check_room(path, sources, encoder.shape, dtype, encoder, geometry)
     return Collection.create(path, encoder.shape, stated(encoder.space, geometry), dtype=dtype, key=key), encoder
 
 
@@ -274,6 +281,7 @@ def _made_for_rows(
     dtype: str,
     key: Key | None,
     geometry: Geometry,
+    asked: Asked,
 ) -> Collection:
     """A new set for ready rows: shaped as the first source's are."""
     from negindex import Collection
@@ -293,6 +301,7 @@ def _made_for_rows(
         shape = first.row_shape()
         space = space or _space_of(pipeline)
     check_parts(shape, space, sources, geometry)
+    asked.check_room(path, sources, shape, dtype, None, geometry)
     return Collection.create(path, shape, stated(space, geometry), dtype=dtype, key=key)
 
 

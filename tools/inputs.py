@@ -19,6 +19,7 @@ from negindex.tools.common import PARTLY
 
 if TYPE_CHECKING:
     from negindex import Collection
+    from negindex.geometry import Geometry
     from negindex.sampler.encode import Encoder
     from negindex.sampler.ingest import Entry, Report
     from negindex.sampler.sources import Limits, Source
@@ -52,6 +53,14 @@ _OPTIONS = (
                  help="Of an image's file."),
     click.option("--max-entries", metavar="N", type=click.IntRange(1), default=1_000_000, show_default=True,
                  help="Of one archive."),
+    click.option("--device", default="auto", show_default=True,
+                 help="Where a VAE computes: cpu, cuda, cuda:1; auto is a GPU where there is one."),
+    click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32",
+                 show_default=True, help="What a VAE computes in; other precisions make other rows."),
+    click.option("--batch", metavar="N", type=click.IntRange(1),
+                 help="Images that a VAE takes at a time; default: as many as are faster and make the same rows."),
+    click.option("--max-memory", metavar="SIZE",
+                 help="Refuse before it starts a build that is estimated to take more, such as 4G."),
     click.option("--shard", metavar="I/N", help="Only the I-th of N shares of the inputs, by their keys; I from 1."),
     LEDGER,
     _RETRY,
@@ -74,6 +83,47 @@ class Asked:
     as_json: bool
     key_column: str | None = None
     label_from: str | None = None
+    device: str = "auto"
+    precision: str = "float32"
+    batch: int | None = None
+    max_memory: str | None = None
+
+    def computed(self) -> dict[str, Any]:
+        """Where and how a VAE computes, for ``encoder_of``. Raises OutOfRange for a device that is not there."""
+        import torch
+
+        from negindex.sampler.room import device_found
+
+        return {"device": device_found(self.device), "precision": getattr(torch, self.precision)}
+
+    def check_room(
+        self,
+        path: Path,
+        sources: list[Source],
+        shape: tuple[int, ...],
+        dtype: str,
+        encoder: Encoder | None,
+        geometry: Geometry,
+        there: Collection | None = None,
+    ) -> None:
+        """Refuse what the disk or --max-memory has no room for. Raises NotAllowed, OutOfRange.
+
+        there: a set whose rows need no room again, where the first input is in force in it: the build goes on.
+        """
+        from negindex.sampler.ingest import chosen
+        from negindex.sampler.room import check_disk, check_memory, disk_needed, parsed
+        from negindex.sampler.sources import shard_of, singly
+
+        most = None if self.max_memory is None else parsed(self.max_memory)
+        check_memory(encoder, self.max_pixels, most)
+        if self.retry_failed is not None:
+            return
+        shard = None if self.shard is None else shard_of(self.shard)
+        first = None if there is None else next(singly(chosen(sources, shape, shard=shard)), None)
+        goes_on = there is not None and first is not None and bool(there.held([first.key]))
+        known = len(there) if there is not None and goes_on else 0
+        views, shards = 1 + geometry.flip, 1 if shard is None else shard[1]
+        check_disk(path, disk_needed(sources, shape, dtype, views=views, shards=shards, known=known))
 
     @property
     def limits(self) -> Limits:
@@ -145,6 +195,7 @@ def take_in(
         report = ingest(
             collection, items, encoder, label=label, reason=reason, by=by, limits=asked.limits,
             progress=progress.reached, tell=tell, only_refusals=asked.ledger is None,
+            together=asked.batch,
         )  # fmt: skip
     _say(collection, report, asked.as_json)
     if report.left_out:
