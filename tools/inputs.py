@@ -197,18 +197,18 @@ def take_in(
             progress=progress.reached, tell=tell, only_refusals=asked.ledger is None,
             together=asked.batch,
         )  # fmt: skip
-    _say(collection, report, asked.as_json)
+    _say(collection, report, asked.as_json, progress.seconds)
     if report.left_out:
         sys.exit(PARTLY)
 
 
-def _say(collection: Collection, report: Report, as_json: bool) -> None:
+def _say(collection: Collection, report: Report, as_json: bool, seconds: float) -> None:
     from negindex.sampler.ingest import DUPLICATE, OUTCOMES, REFUSED
 
     if as_json:
         counts = {outcome.replace(" ", "_"): report.counts[outcome] for outcome in OUTCOMES}
         said = {"set": str(collection.path), "version": report.version, "rows_in_force": len(collection)}
-        click.echo(json.dumps(said | counts | {"inputs": report.counts.total()}))
+        click.echo(json.dumps(said | counts | {"inputs": report.counts.total(), "seconds": round(seconds, 3)}))
         return
     more = [f"{report.counts[DUPLICATE]} given twice"] if report.counts[DUPLICATE] else []
     failed = report.left_out - report.counts[REFUSED]
@@ -251,8 +251,11 @@ def _tell(entry: Entry) -> None:
         click.echo(f"{entry.outcome}: {one_line(entry.key)}: {one_line(entry.reason)}", err=True)
 
 
+_BETWEEN = 30.0  # seconds between lines where nobody watches a terminal
+
+
 class Progress:
-    """A line on a terminal's stderr, at most once a second: how many, how fast, how long still."""
+    """A line on stderr: how many, how fast, how long still; once a second on a terminal, else every half minute."""
 
     def __init__(self, whole: int | None) -> None:
         self._whole, self._began, self._said = whole, time.monotonic(), 0.0
@@ -261,18 +264,24 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._said:
+        if self._said and sys.stderr.isatty():
             click.echo(err=True)
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._began
 
     def reached(self, done: int) -> None:
         """So many inputs have been looked at."""
-        now = time.monotonic()
-        if now - max(self._said, self._began) < 1 or not sys.stderr.isatty():
+        now, watched = time.monotonic(), sys.stderr.isatty()
+        if now - max(self._said, self._began) < (1 if watched else _BETWEEN):
             return
         self._said = now
         rate = done / (now - self._began)
-        of = "" if self._whole is None else f" of {self._whole:,}, {_left((self._whole - done) / rate)} left"
-        click.echo(f"\r{done:,}{of}, {rate:,.1f} a second\x1b[K", err=True, nl=False)
+        of = "" if self._whole is None else f" of {self._whole:,}, {_left(max(0, self._whole - done) / rate)} left"
+        line = f"{done:,}{of}, {rate:,.1f} a second"
+        click.echo(f"\r{line}\x1b[K" if watched else line, err=True, nl=not watched)
 
 
 def _left(seconds: float) -> str:
