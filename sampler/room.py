@@ -19,7 +19,8 @@ from negindex.sampler.vae import VaeEncoder, held_at_once
 
 RECORD_BYTES = 1024  # of the record, a row: 350 on the average without an image, 700 with one, and its journal
 AT_LEAST = 32 << 20  # bytes of the disk that are asked for whatever goes in
-PROGRAM_BYTES = 600 << 20  # of the program with torch and a VAE's code, before anything is read
+PROGRAM_BYTES = 550 << 20  # of the program with torch, before anything is read,
+MODEL_BYTES = 350 << 20  # and of the code of diffusers and what it works with
 DECODED = 12  # bytes a pixel of an image while it is decoded
 
 
@@ -52,11 +53,13 @@ def memory_needed(encoder: Encoder | None, max_pixels: int) -> int:
     """Bytes of memory that a build takes at most, one image at a time, by an estimate.
 
     That is the program, one image as large as is allowed while it is decoded, one version's rows twice, and the VAE
-    with what it holds of an image.
+    with what it holds of an image. Pages of mapped files are the system's, and are not counted.
     """
     rows = 2 * (READY_BYTES if encoder is None else ENCODED_BYTES)
     image = 0 if encoder is None else DECODED * max_pixels
-    model = held_at_once(encoder) if isinstance(encoder, VaeEncoder) and encoder.device == "cpu" else 0
+    model = 0
+    if isinstance(encoder, VaeEncoder):
+        model = MODEL_BYTES + (held_at_once(encoder) if encoder.device == "cpu" else 0)
     return PROGRAM_BYTES + rows + image + model
 
 

@@ -211,7 +211,7 @@ def test_a_build_over_its_memory_is_refused_with_an_estimate(tmp_path):
     rows = array(tmp_path / "rows.npy")
     done = run("build", tmp_path / "a.set", rows, "--space", "mine", "--max-memory", "100M")
     assert done.exit_code == USAGE
-    assert "takes about 728 MiB of memory, and the limit is 100 MiB" in done.stderr
+    assert "takes about 678 MiB of memory, and the limit is 100 MiB" in done.stderr
     assert not (tmp_path / "a.set").exists()
     assert run("build", tmp_path / "a.set", rows, "--space", "mine", "--max-memory", "2G").exit_code == 0
 
@@ -233,3 +233,16 @@ def test_a_folder_that_is_not_there_yet_has_its_parents_room(tmp_path):
     room.check_disk(tmp_path / "a" / "b" / "c.set", 1)
     with pytest.raises(NotAllowed, match="make room, or build it elsewhere"):
         room.check_disk(tmp_path / "a", 1 << 60)
+
+
+@diffusers_on_numpy_2
+def test_a_larger_image_or_a_wider_vae_is_estimated_to_take_more():
+    from test_vae import kl
+
+    from negindex.sampler.vae import VaeEncoder, held_at_once
+
+    small, large = VaeEncoder(kl(), 16, 16), VaeEncoder(kl(), 64, 64)
+    weights = 4 * sum(p.numel() for p in kl().parameters())
+    assert weights < held_at_once(small) < held_at_once(large)
+    assert held_at_once(large) - weights == 16 * (held_at_once(small) - weights), "as the pixels"
+    assert room.memory_needed(large, 1_000_000) > room.memory_needed(GREY, 1_000_000)
