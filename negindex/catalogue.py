@@ -20,6 +20,7 @@ from negindex.change import Change, Nodes
 from negindex.checkpoint import Checkpoint
 from negindex.disk import Disk
 from negindex.errors import Damaged, Erased, NewerFormat, NoCollection, NotAllowed, UnknownClaim, UnknownVersion
+from negindex.geometry import VIEW, item_of
 from negindex.hamming import Hashes
 from negindex.keys import Key
 from negindex.log import Record
@@ -28,6 +29,7 @@ from negindex.schema import APPLICATION_ID, FORMAT, LIVE, SCHEMA, connect, named
 from negindex.states import ClaimRecord, DerivedRecord, Meta, Note, Outstanding, Provenance, SegmentRecord, Version
 
 _BATCH = 500  # values asked for in one statement
+_BEHIND = VIEW[:-1] + chr(ord(VIEW[-1]) + 1)  # sorts behind every view's key
 _PAGE = 1 << 16  # rows read at a time where a statement reads all
 _LIVE = ",".join(f"'{state}'" for state in LIVE)
 
@@ -228,6 +230,19 @@ class Catalogue:
         sql = "SELECT source_key, id, sha256, added IS NOT NULL FROM rows WHERE withdrawn IS NULL AND source_key IN"
         return {key: (row_id, digest, bool(live)) for key, row_id, digest, live in self._each(sql, source_keys)}
 
+    def family(self, source_keys: Sequence[str], ever: bool = False) -> list[str]:
+        """Keys with those of all views of the same images in force or proposed; with ``ever`` of withdrawn rows too."""
+        if not self.meta.geometry.is_many:
+            return list(source_keys)
+        halves = ("IS", "IS NOT") if ever else ("IS",)  # an index for each
+        found = dict.fromkeys(source_keys)
+        for item in dict.fromkeys(map(item_of, source_keys)):
+            for half in halves:
+                sql = f"""SELECT source_key FROM rows WHERE withdrawn {half} NULL AND (source_key = ?1
+                          OR source_key >= ?2 AND source_key < ?3) ORDER BY 1"""
+                found |= dict.fromkeys(key for (key,) in self.ask(sql, item, item + VIEW, item + _BEHIND))
+        return list(found)
+
     def made_of(self, ids: Sequence[int]) -> list[tuple[int, str, str | None, int]]:
         """(id, sha256, sha256 of its source image, version that it came into force at) of rows."""
         return list(self._each("SELECT id, sha256, image_sha256, added FROM rows WHERE id IN", ids))
@@ -374,6 +389,11 @@ class Catalogue:
     def hashes_of(self, claim: int) -> list[tuple[str, str]]:
         """(kind, digest) that a claim names."""
         return self.ask("SELECT kind, digest FROM claim_hashes WHERE claim = ? ORDER BY kind, digest", claim)
+
+    def keeps_out(self) -> bool:
+        """Whether any claim names content by its hash, or any erasure left a fingerprint."""
+        sql = "SELECT EXISTS (SELECT 1 FROM claim_hashes) OR EXISTS (SELECT 1 FROM blocked)"
+        return bool(self.ask(sql)[0][0])
 
     def blocked(self, fingerprints: Sequence[str]) -> set[str]:
         """Those of the fingerprints that an erasure left behind to keep the content out."""

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from hashlib import sha256
 from typing import Any
 
 from negindex.checkpoint import Checkpoint
 from negindex.errors import OutOfRange
 from negindex.keys import Key
-from negindex.log import Record, canonical, commitment, count, new_salt, ranges, root_of, row_commitment
+from negindex.log import (
+    Record,
+    bare_commitment,
+    canonical,
+    commitment,
+    count,
+    new_salt,
+    new_salts,
+    ranges,
+    root_of,
+    row_commitment,
+)
 from negindex.merkle import Tree
 from negindex.schema import IN_HOUSE, LIVE, now
-from negindex.states import DerivedRecord, Meta, NewRow, Note, SegmentRecord
+from negindex.states import DerivedRecord, Meta, NewRows, Note, Provenance, SegmentRecord
 
 _LIVE = ",".join(f"'{state}'" for state in LIVE)
 _LINKED = "SELECT 1 FROM claim_rows JOIN claims USING (claim) WHERE row = rows.id AND closed IS NULL AND state"
@@ -43,29 +54,48 @@ class Change:
 
     # -- rows ------------------------------------------------------------------------------
 
-    def store(self, sealed: Sequence[tuple[SegmentRecord, Sequence[NewRow]]]) -> None:
-        """Take sealed files and their rows into the record; not in force until a claim puts them there."""
-        for file, rows in sealed:
-            self._store(self.place(file), rows)
+    def store(self, sealed: Sequence[tuple[Callable[[], SegmentRecord], NewRows]], *, in_force: bool = False) -> None:
+        """Take files and their rows into the record; each file is waited for, so that it is sealed when this returns.
 
-    def _store(self, segment: int, rows: Sequence[NewRow]) -> None:
-        for row in rows:
-            salt, pdq, png = new_salt(), row.source.pdq, row.source.thumbnail
-            kept: dict[str, str | int | None] = {"source_key": row.source_key, "label": row.label, "sha256": row.sha256}
-            kept |= {"image_sha256": row.source.image_sha256, "pdq": None if pdq is None else pdq.hex()}
-            kept |= {"quality": row.source.quality, "thumbnail": None if png is None else sha256(png).hexdigest()}
-            self._commitments.append(row_commitment(salt, kept))
+        in_force: from this version on, since a live claim comes to name them all in this change; else not until
+        ``reckon`` finds one.
+        """
+        for finished, rows in sealed:
+            added = self.version if in_force else None
+            segment = self.place(SegmentRecord(0, f"{rows.first} under way", len(rows.source_keys), 0, "", 0))
+            self._store(segment, rows, added)
+            file = finished()
             self._db.execute(
-                """INSERT INTO rows (id, source_key, label, sha256, image_sha256, pdq, quality, salt, commitment,
-                   segment, place) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-                (
-                    *(row.id, row.source_key, row.label, row.sha256, row.source.image_sha256, pdq),
-                    *(row.source.quality, salt, self._commitments[-1], segment, row.place),
-                ),
+                """UPDATE segments SET file = ?, bytes = ?, sha256 = ?, embedding = ?, first = ?, last = ?
+                   WHERE segment = ?""",
+                (file.file, file.bytes, file.sha256, file.embedding, added, added, segment),
             )
-            if png is not None:
-                self._db.execute("INSERT INTO thumbnails VALUES (?, ?)", (row.id, png))
-        self._note("stored", [row.id for row in rows])
+            self._note("stored", rows.ids)
+            self._note("entered", rows.ids if in_force else ())
+
+    def _store(self, segment: int, rows: NewRows, added: int | None) -> None:
+        salts = new_salts(len(rows.source_keys))
+        columns = (salts, rows.source_keys, rows.labels, rows.digests, rows.sources)
+        commitments = [_commitment(*row) for row in zip(*columns, strict=True)]
+        self._commitments += commitments
+        self._db.executemany(
+            """INSERT INTO rows (id, source_key, label, sha256, image_sha256, pdq, quality, salt, commitment,
+               segment, place, added) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+            (
+                (row, key, label, digest, seen.image_sha256, seen.pdq, seen.quality, salt, bound, segment, place, added)
+                for place, (row, bound, salt, key, label, digest, seen) in enumerate(
+                    zip(rows.ids, commitments, *columns, strict=True)
+                )
+            ),
+        )
+        self._db.executemany(
+            "INSERT INTO thumbnails VALUES (?, ?)",
+            (
+                pair
+                for pair in zip(rows.ids, (one.thumbnail for one in rows.sources), strict=True)
+                if pair[1] is not None
+            ),
+        )
 
     def reckon(self, ids: Iterable[int]) -> None:
         """Bring rows in line with the claims on them: in force while one is live, stored while one is open."""
@@ -358,6 +388,15 @@ class Change:
 
     def _note(self, name: str, ids: Iterable[int]) -> None:
         self._moved.setdefault(name, []).extend(ids)
+
+
+def _commitment(salt: bytes, key: str, label: str | None, digest: str, seen: Provenance) -> str:
+    if seen == Provenance():
+        return bare_commitment(salt, key, label, digest)
+    pdq, png = seen.pdq, seen.thumbnail
+    kept: dict[str, str | int | None] = {"source_key": key, "label": label, "sha256": digest}
+    kept |= {"image_sha256": seen.image_sha256, "pdq": None if pdq is None else pdq.hex(), "quality": seen.quality}
+    return row_commitment(salt, kept | {"thumbnail": None if png is None else sha256(png).hexdigest()})
 
 
 def about(meta: Meta) -> str:

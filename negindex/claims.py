@@ -385,7 +385,8 @@ class Claims:
         return {field.name for field in rules.fields if field.personal}
 
     def _held(self, source_keys: Sequence[str]) -> dict[str, int]:
-        held = self._catalogue.held(check_keys(source_keys, len(source_keys)))
+        source_keys = self._catalogue.family(check_keys(source_keys, len(source_keys)))
+        held = self._catalogue.held(source_keys)
         missing = [key for key in source_keys if key not in held]
         if missing:
             raise UnknownKey(f"{some_are(missing)} not in the set; `negindex status --keys` lists what is in force")

@@ -35,6 +35,7 @@ from negindex.dedup import Member, duplicates
 from negindex.disk import Disk, writer_lock
 from negindex.errors import InvalidInput, Locked, NotAllowed, OutOfRange, ShapeMismatch, UnknownKey
 from negindex.exact import Scan
+from negindex.geometry import apart, item_of
 from negindex.hamming import NEAR
 from negindex.history import Dead, Difference, claims_at, dead, difference
 from negindex.incoming import Incoming, check_keys, incoming, some_are
@@ -79,7 +80,8 @@ class Collection(Negatives):
         self.path = path
         self._store = Store(path, disk, key)
         self._catalogue = self._store.catalogue
-        self.shape, self.space = self._store.meta.shape, self._store.meta.space
+        self.shape, self.space = self._store.meta.shape, self._store.meta.lies_in
+        self.geometry, self.stated_space = self._store.meta.geometry, self._store.meta.space
         self._newest: Snapshot | None = None
         self._lock = threading.Lock()
         self.claims = Claims(self._store)
@@ -98,12 +100,14 @@ class Collection(Negatives):
         """Make an empty collection at version 0, whole or not at all.
 
         shape: one row's shape, such as (4, 64, 64). space: what the rows are, "pixels" or what
-        ``sampler.encode.space_of`` says of a pipeline. dtype: how rows are stored, float16 or float32.
+        ``sampler.encode.space_of`` says of a pipeline, with how images become rows (``geometry.stated``) where that
+        is not to cover. dtype: how rows are stored, float16 or float32.
         key: signs the log's checkpoints; give it to ``open`` too.
         Raises NotAllowed where something stands already.
         """
         path = Path(path)
         row_elements(tuple(shape))
+        apart(space)
         if dtype not in DTYPES:
             raise InvalidInput(f"dtype {dtype!r}; give one of {', '.join(DTYPES)}")
         if path.exists():
@@ -175,25 +179,27 @@ class Collection(Negatives):
         words = {} if given.embeddings is None else {"embedded_by": embedded_by}
         with self._store.writing():
             sealed, ids = self._store.seal(given)
-            new = self._without_in_house(ids)
+            fresh = {i for _, rows in sealed for i in rows.ids}
+            known = self._without_in_house({key: i for key, i in ids.items() if i not in fresh})
+            new = [*known, *sorted(fresh)]
             if not new:
                 return self.newest().version
             with self._catalogue.together():
                 with self._catalogue.change("add", Note(reason, by, words)) as change:
                     claim = change.open_claim(IN_HOUSE, "in_force")
-                    change.store(sealed)
+                    change.store(sealed, in_force=True)
                     change.link(claim, new)
-                    change.reckon(new)
+                    change.reckon(known)
                 self._store.match(new)
         return change.version
 
     def withdraw(self, source_keys: Sequence[str], reason: str, *, by: str = "") -> int:
         """Take rows out of force from the next version on, closing their in-house claims; returns that version.
 
-        Raises UnknownKey when a key is not in force, and ClaimLive when another claim stands behind a row; then
-        nothing is withdrawn.
+        The views of one image go together (``family``). Raises UnknownKey when a key is not in force, and ClaimLive
+        when another claim stands behind a row; then nothing is withdrawn.
         """
-        keys = check_keys(source_keys, len(source_keys))
+        keys = self.family(check_keys(source_keys, len(source_keys)))
         if not keys:
             raise OutOfRange("no source key to withdraw; give at least one")
         with self._store.writing():
@@ -232,7 +238,7 @@ class Collection(Negatives):
         keep_out: leave a keyed fingerprint that refuses the same bytes later; the choice is recorded.
         Raises UnknownKey, ClaimLive where a claim other than in-house ones is live, OnHold; then nothing is erased.
         """
-        keys = check_keys(source_keys, len(source_keys))
+        keys = self.family(check_keys(source_keys, len(source_keys)), ever=True)
         if not keys:
             raise OutOfRange("no source key to erase; give at least one")
         with self._store.writing():
@@ -480,6 +486,14 @@ class Collection(Negatives):
         """
         return self._store.read(ids)
 
+    def family(self, source_keys: Sequence[str], *, ever: bool = False) -> list[str]:
+        """The keys with those of all views of the same images, which come and go together.
+
+        An image is several rows in a set that tiles or mirrors (``geometry``); in others these are the keys alone.
+        ever: of rows that were withdrawn too.
+        """
+        return self._catalogue.family(source_keys, ever)
+
     def ids_under(self, source_keys: Sequence[str]) -> dict[str, list[int]]:
         """{source key: ids of every row that has it}, in force or not; keys that no row has are left out."""
         return self._catalogue.ids_under(source_keys)
@@ -510,7 +524,7 @@ class Collection(Negatives):
         groups = groups_held(self._catalogue, distance=distance, ever=ever)
         keys = self._catalogue.source_keys([row for group in groups for row in group])
         known = ({row: keys[row] for row in group if row in keys} for group in groups)
-        return [group for group in known if len(group) > 1]
+        return [group for group in known if len({item_of(key) for key in group.values()}) > 1]
 
     def duplicates(self, *, distance: int = NEAR) -> list[list[Member]]:
         """Groups of rows in force that are near-duplicates, and which of them ``dedup`` would keep.

@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from negindex.errors import Locked
 
+_PIECE = 1 << 22  # bytes read at a time
 ASIDE = ".aside"  # a file under this ending was never finished
 
 
@@ -87,8 +88,11 @@ class Disk:
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file's bytes, read in pieces."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest, piece = hashlib.sha256(), memoryview(bytearray(_PIECE))
+    with open(path, "rb", buffering=0) as file:
+        while size := file.readinto(piece):
+            digest.update(piece[:size])
+    return digest.hexdigest()
 
 
 @contextmanager

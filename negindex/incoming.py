@@ -14,7 +14,10 @@ from torch import Tensor
 
 from negindex.errors import DuplicateKey, InvalidInput, NotFinite, ShapeMismatch
 from negindex.states import Meta, Provenance
-from negindex.text import is_unicode
+from negindex.text import all_unicode, is_unicode
+
+_NOTHING = Provenance()
+_BLOCK = 1 << 20  # bytes of rows that are checked together: they stay in the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +37,8 @@ class Incoming:
 
     def chosen(self, places: Sequence[int]) -> Incoming:
         """Some of them, in the order of ``places``; a run of neighbours shares its memory with these."""
+        if list(places) == list(range(len(self))):
+            return self
         first, count = (places[0], len(places)) if places else (0, 0)
         run = slice(first, first + count) if list(places) == list(range(first, first + count)) else list(places)
         return replace(
@@ -60,12 +65,17 @@ def incoming(
     stored = _as_stored(rows, meta.shape, meta.dtype)
     keys = check_keys(source_keys, len(stored))
     labels = _spread(label, len(stored))
-    known = [source or Provenance() for source in (sources or [None] * len(stored))]
+    known = [source or _NOTHING for source in sources] if sources else [_NOTHING] * len(stored)
     if len(known) != len(stored):
         raise ShapeMismatch(f"{len(known)} sources for {len(stored)} rows; give one a row, or None")
     wide = None if embeddings is None else _as_embeddings(embeddings, len(stored))
-    digests = [hashlib.sha256(row.tobytes()).hexdigest() for row in stored]
-    return Incoming(stored, keys, labels, known, wide, digests, embedded_by)
+    return Incoming(stored, keys, labels, known, wide, digests_of(stored), embedded_by)
+
+
+def digests_of(rows: NDArray[np.generic]) -> list[str]:
+    """sha256 of each row's bytes, hex; rows (N, *S), contiguous."""
+    flat = rows.reshape(len(rows), -1).view(np.uint8) if rows.size else rows.view(np.uint8)
+    return [hashlib.sha256(row).hexdigest() for row in flat]
 
 
 def check_keys(source_keys: Sequence[str], rows: int) -> list[str]:
@@ -75,7 +85,7 @@ def check_keys(source_keys: Sequence[str], rows: int) -> list[str]:
     keys = list(source_keys)
     if len(keys) != rows:
         raise ShapeMismatch(f"{len(keys)} source keys for {rows} rows; give one key a row")
-    strange = [key for key in keys if not (key and is_unicode(key))]
+    strange = [] if all_unicode(keys) else [key for key in keys if not (key and is_unicode(key))]
     if strange:
         raise InvalidInput(
             f"{some_are(strange)} no source key: empty, or no Unicode text; give each row its upstream's name"
@@ -114,9 +124,15 @@ def _as_stored(rows: Tensor | ArrayLike, shape: tuple[int, ...], dtype: str) -> 
 def finite_rows(rows: NDArray[np.floating]) -> NDArray[np.bool_]:
     """(N,) whether a row (N, *S) is free of NaN and Inf; float16 by its exponents' bits, several times as fast."""
     flat = rows.reshape(len(rows), int(np.prod(rows.shape[1:])))
-    if rows.dtype != np.float16 or not flat.size:
-        return np.asarray(np.isfinite(flat).all(axis=1))
-    return np.asarray((flat.view(np.uint16) & np.uint16(0x7FFF)).max(axis=1) < 0x7C00)
+    sound = np.ones(len(flat), np.bool_)
+    step = max(1, _BLOCK // max(1, flat[:1].nbytes))
+    for start in range(0, len(flat) if flat.size else 0, step):
+        some = flat[start : start + step]
+        if rows.dtype != np.float16:
+            sound[start : start + step] = np.isfinite(some).all(axis=1)
+        else:
+            sound[start : start + step] = (some.view(np.uint16) & np.uint16(0x7FFF)).max(axis=1) < 0x7C00
+    return sound
 
 
 def _as_embeddings(embeddings: Tensor | ArrayLike, rows: int) -> NDArray[np.floating]:
@@ -138,7 +154,8 @@ def _spread(label: str | Sequence[str | None] | None, rows: int) -> list[str | N
     label = [label] * rows if label is None or isinstance(label, str) else label
     if len(label) != rows:
         raise ShapeMismatch(f"{len(label)} labels for {rows} rows; give one for all, or one a row")
-    strange = [one for one in label if not (one is None or is_unicode(one))]
+    texts = [one for one in label if one is not None]
+    strange = [] if all_unicode(texts) else [one for one in texts if not is_unicode(one)]
     if strange:
         raise InvalidInput(f"{some_are(strange)} no label; give Unicode text, or None")
     return list(label)

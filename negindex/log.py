@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from json.encoder import encode_basestring
 from typing import Any, get_type_hints
 
 from negindex import merkle
@@ -115,6 +116,12 @@ def new_salt() -> bytes:
     return secrets.token_bytes(SALT_BYTES)
 
 
+def new_salts(count: int) -> list[bytes]:
+    """As many."""
+    drawn = secrets.token_bytes(count * SALT_BYTES)
+    return [drawn[start : start + SALT_BYTES] for start in range(0, len(drawn), SALT_BYTES)]
+
+
 def commitment(salt: bytes, content: Any) -> str:
     """Binds to ``content`` (anything that JSON holds) without telling it: sha256 of salt and canonical JSON, hex."""
     return hashlib.sha256(salt + canonical(content).encode()).hexdigest()
@@ -123,6 +130,19 @@ def commitment(salt: bytes, content: Any) -> str:
 def row_commitment(salt: bytes, row: Mapping[str, Any]) -> str:
     """A row's: over its key, its label, and what is kept of its source image (``ROW_FIELDS``)."""
     return commitment(salt, {name: row[name] for name in ROW_FIELDS})
+
+
+def bare_commitment(salt: bytes, key: str, label: str | None, digest: str) -> str:
+    """``row_commitment`` where nothing is kept of a source image; its JSON is spelt out, which is faster.
+
+    digest: hex, which needs no escapes.
+    """
+    said = "null" if label is None else encode_basestring(label)
+    text = (
+        f'{{"image_sha256":null,"label":{said},"pdq":null,"quality":null,"sha256":"{digest}",'
+        f'"source_key":{encode_basestring(key)},"thumbnail":null}}'
+    )
+    return hashlib.sha256(salt + text.encode()).hexdigest()
 
 
 def root_of(commitments: Sequence[str]) -> str:

@@ -60,7 +60,7 @@ def write_segment(
 def _same_bytes(kept: NDArray[np.generic], given: NDArray[np.generic]) -> bool:
     """Bit for bit, a part at a time, so that little beside the two is held."""
     a, b = (np.ascontiguousarray(one).reshape(-1).view(np.uint8) for one in (kept, given))
-    step = 1 << 20
+    step = 1 << 23
     return len(a) == len(b) and all(
         np.array_equal(a[start : start + step], b[start : start + step]) for start in range(0, len(a), step)
     )

@@ -62,7 +62,7 @@ class Snapshot(Scan):
         whole: whether these are all rows in force, and an index may be built of them.
         """
         self.version, self.parts = version, parts
-        self.shape, self.space = catalogue.meta.shape, catalogue.meta.space
+        self.shape, self.space = catalogue.meta.shape, catalogue.meta.lies_in
         self._catalogue, self._derived, self._whole = catalogue, derived, whole
         self._record = None if derived is None else catalogue.calibration(version)
         follows = before is not None and self._record is not None and before.index.kernel == self._record.kernel

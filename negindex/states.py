@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
+
+from negindex.geometry import Geometry, apart
 
 
 class Meta(NamedTuple):
@@ -12,9 +14,19 @@ class Meta(NamedTuple):
 
     set_id: str
     shape: tuple[int, ...]
-    space: str
+    space: str  # as it is stated: with how images become rows, where that is not to cover
     dtype: str
     secret: str  # hex; the key of fingerprints that keep erased content out
+
+    @property
+    def lies_in(self) -> str:
+        """The space without what it says of how images become rows."""
+        return apart(self.space)[0]
+
+    @property
+    def geometry(self) -> Geometry:
+        """How images become rows."""
+        return apart(self.space)[1]
 
     def about(self) -> dict[str, Any]:
         """What the log's first record tells."""
@@ -78,15 +90,19 @@ class Held(NamedTuple):
     in_house: bool  # whether an in-house claim names it: then ``add`` of the same row changes nothing
 
 
-class NewRow(NamedTuple):
-    """A row about to be stored."""
+class NewRows(NamedTuple):
+    """Rows about to be stored: those of one file, in its order."""
 
-    id: int
-    source_key: str
-    label: str | None
-    sha256: str
-    place: int
-    source: Provenance = Provenance()
+    first: int  # id; the others follow
+    source_keys: Sequence[str]
+    labels: Sequence[str | None]
+    digests: Sequence[str]  # sha256 of their stored bytes, hex
+    sources: Sequence[Provenance]
+
+    @property
+    def ids(self) -> range:
+        """Theirs, by their places in the file."""
+        return range(self.first, self.first + len(self.source_keys))
 
 
 class ClaimRecord(NamedTuple):

@@ -6,7 +6,8 @@ import hashlib
 import hmac
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -43,12 +44,13 @@ from negindex.schema import IN_HOUSE
 from negindex.segment import SEGMENT_BYTES
 from negindex.segments import Holder, Segments
 from negindex.snapshot import Parts, Snapshot
-from negindex.states import NewRow, Note, Outstanding, SegmentRecord
+from negindex.states import NewRows, Note, Outstanding, SegmentRecord
 
 INDEXED = 0.1, 4096  # share of the rows, and number of them, that an index may lack before it is made anew
 CATALOGUE, SEGMENTS, MARK = "catalogue.sqlite", "segments", "BACKUP.json"
 NEW = ".new"  # a directory under this ending was never finished
-Sealed = list[tuple[SegmentRecord, list[NewRow]]]
+_BESIDE = 4 << 20  # bytes of rows from which on their file is written in a thread of its own
+Sealed = list[tuple[Callable[[], SegmentRecord], NewRows]]  # waits for the file, which may still be being written
 
 
 class Store:
@@ -81,7 +83,8 @@ class Store:
         a file that is damaged.
         """
         with writer_lock(self.path):
-            yield
+            with ThreadPoolExecutor(1, "negindex-seal") as self._beside:  # leaves no file half written behind
+                yield
             with suppress(OSError, Damaged):
                 self.tidy()
                 self.settle()
@@ -125,6 +128,8 @@ class Store:
 
     def _named_by_hash(self, ids: Sequence[int]) -> dict[int, list[int]]:
         """{open claim: those of the rows whose content it named by its hash, or nearly, where the hash is PDQ's}."""
+        if not self.catalogue.keeps_out():
+            return {}
         found = {claim: set(rows) for claim, rows in self.catalogue.rows_by_hash(ids).items()}
         hashes, qualities = self.catalogue.pdqs(ids)
         named = self.catalogue.claim_pdqs() if len(hashes) else []
@@ -156,14 +161,21 @@ class Store:
         for start in range(0, len(fresh), step):
             part = fresh.chosen(range(start, min(start + step, len(fresh))))
             ids = np.arange(first + start, first + start + len(part), dtype=np.int64)
-            columns = zip(
-                ids.tolist(), part.keys, part.labels, part.digests, range(len(part)), part.sources, strict=True
-            )
-            files.append((self.segments.seal(part.rows, ids, part.embeddings), [NewRow(*row) for row in columns]))
+            rows = NewRows(first + start, part.keys, part.labels, part.digests, part.sources)
+            files.append((self._sealing(part, ids), rows))
         return files
+
+    def _sealing(self, part: Incoming, ids: NDArray[np.int64]) -> Callable[[], SegmentRecord]:
+        """Seal a large file beside the change that will name it, which waits for it before it commits."""
+        if part.rows.nbytes < _BESIDE:
+            record = self.segments.seal(part.rows, ids, part.embeddings)
+            return lambda: record
+        return self._beside.submit(self.segments.seal, part.rows, ids, part.embeddings).result
 
     def _check_allowed(self, given: Incoming) -> None:
         """Raise ContentRefused for content that may not be stored, or that an erasure keeps out."""
+        if not self.catalogue.keeps_out() and all(one.pdq is None for one in given.sources):
+            return  # a hash of another size would be refused below
         barred = self.barred([likeness(*each) for each in zip(given.digests, given.sources, strict=True)])
         keys = [key for key, out in zip(given.keys, barred, strict=True) if out]
         if keys:

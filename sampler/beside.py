@@ -78,12 +78,6 @@ def png_of(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def same_embedding(a: Item, b: Item) -> bool:
-    """Whether two rows' embeddings may lie in one file: of one model and size, or neither has one."""
-    sizes = [None if item.embedding is None else item.embedding.shape for item in (a, b)]
-    return sizes[0] == sizes[1] and (sizes[0] is None or a.embedded_by == b.embedded_by)
-
-
 def check_embedded(collection: Collection, models: Iterable[str | None]) -> None:
     """Raise SpaceMismatch where embeddings of several models would lie in one set; None stands for no embeddings."""
     known = collection.embedded_by

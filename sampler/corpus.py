@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,7 @@ from negindex.errors import DuplicateKey, ImageRefused, NotThere, ShapeMismatch,
 from negindex.sampler.encode import PIXELS, Encoder, PixelEncoder, has_colour, images_in, space_of
 from negindex.sampler.sources import Item
 from negindex.sampler.sweep import given_files, look
+from negindex.sampler.views import rows_of
 from negindex.states import Provenance
 
 
@@ -72,16 +75,18 @@ def encoder_asked(
     *,
     channels: int | None = None,
     pipeline: Path | None = None,
+    **computed: Any,
 ) -> Encoder:
     """The encoder for images of this size: of pixels, or of the pipeline in a folder.
 
     collection: None for a set that is yet to be made from ``items``.
+    computed: device and precision, for ``encoder_of``.
     Raises SpaceMismatch or ShapeMismatch where the rows cannot go into the collection.
     """
     if pipeline is not None:
         from negindex.sampler.vae import encoder_of, parts_in
 
-        encoder = encoder_of(parts_in(pipeline), height, width)
+        encoder = encoder_of(parts_in(pipeline), height, width, **computed)
     elif collection is None:
         return pixel_encoder(items, height, width, channels)
     else:
@@ -92,10 +97,11 @@ def encoder_asked(
     return encoder
 
 
-def encoder_for(collection: Collection, pipeline: Path | None = None) -> Encoder:
+def encoder_for(collection: Collection, pipeline: Path | None = None, **computed: Any) -> Encoder:
     """The encoder that makes rows of a collection's own space and shape.
 
     pipeline: the folder of the pipeline whose space it is; a set of pixels needs none.
+    computed: see ``encoder_asked``.
     Raises SpaceMismatch where the pipeline is of another space, and where one is needed and not named.
     """
     shape = collection.shape
@@ -113,7 +119,7 @@ def encoder_for(collection: Collection, pipeline: Path | None = None) -> Encoder
     parts = parts_in(pipeline)
     check_space(collection, space_of(parts))
     factor = downsampling(parts.vae) if hasattr(parts, "vae") else 1
-    encoder = encoder_of(parts, shape[-2] * factor, shape[-1] * factor)
+    encoder = encoder_of(parts, shape[-2] * factor, shape[-1] * factor, **computed)
     check_fits(collection, encoder)
     return encoder
 
@@ -150,11 +156,12 @@ def prepare(
     and turned copies too. Cost beside the encoder's: about 1 ms a small file, 5 ms a megapixel.
     """
     found = Prepared()
-    for one in look(collection, given_files(inputs), encoder.row, progress):
+    for one in look(collection, given_files(inputs), partial(rows_of, encoder, collection.geometry), progress):
         if one.made is None:
             found.refused.append((one.key, one.refusal))
             continue
-        found.keys.append(one.key)
-        found.rows.append(one.made)
-        found.sources.append(Provenance(one.likeness.content[0], one.likeness.pdqs[0], one.likeness.quality))
+        for suffix, row in one.made:
+            found.keys.append(one.key + suffix)
+            found.rows.append(row)
+            found.sources.append(Provenance(one.likeness.content[0], one.likeness.pdqs[0], one.likeness.quality))
     return found

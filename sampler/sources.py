@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import zip_longest
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Protocol
 
@@ -23,13 +23,15 @@ from negindex.errors import Damaged, DuplicateKey, ImageRefused, InvalidInput, N
 from negindex.sampler.arrays import ARRAY_SUFFIXES, rows_in
 from negindex.sampler.encode import IMAGE_SUFFIXES, MAX_PIXELS, images_in
 from negindex.sampler.fetch import is_url
+from negindex.sampler.keytables import MAX_TEXT, KeyTable, lines_of
 from negindex.sampler.tars import TAR_SUFFIXES, Member, members
 from negindex.states import Provenance
 from negindex.store import CATALOGUE
 from negindex.text import is_unicode
 
 MOST_PIXELS = 170_000_000  # Pillow itself decodes no larger image
-MAX_TEXT = 1 << 16  # bytes of a caption, a label or a JSON member; of one line in a list
+EMBEDDINGS, METADATA = "img_emb", "metadata"  # folders of clip-retrieval
+BLOCK_BYTES = 8 << 20  # of an array that are handed on together
 _AT_ONCE = 256  # rows of another collection that are read together
 
 
@@ -66,8 +68,54 @@ class Item:
 
     def within(self, index: int, count: int) -> bool:
         """Whether it is of the ``index``-th of ``count`` shards, by its key alone: 1 to count."""
-        digest = hashlib.sha256(self.key.encode("utf-8", "surrogatepass")).digest()
-        return int.from_bytes(digest[:8], "big") % count == index - 1
+        return is_within(self.key, index, count)
+
+
+Embedded = tuple[int, str] | None  # of rows' embeddings: how many numbers, by which model; None where there are none
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Ready rows of the set's shape that come together, so that many cost little more than one."""
+
+    keys: list[str]
+    sources: list[str]  # where each lies, for people
+    rows: NDArray[np.generic]  # (n, *S)
+    kept: list[Provenance | None] | None = None  # of their source images
+    labels: list[str | None] | None = None
+    embeddings: NDArray[np.floating] | None = None  # (n, E)
+    embedded_by: str = ""  # the fingerprint of their model
+
+    @property
+    def embedded(self) -> Embedded:
+        """The kind of its embeddings."""
+        return None if self.embeddings is None else (self.embeddings.shape[1], self.embedded_by)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def items(self) -> Iterator[Item]:
+        """One by one."""
+        for place, (key, source) in enumerate(zip(self.keys, self.sources, strict=True)):
+            kept = None if self.kept is None else self.kept[place]
+            label = None if self.labels is None else self.labels[place]
+            wide = None if self.embeddings is None else self.embeddings[place]
+            yield Item(key, source, None, self.rows[place], kept, label, "", wide, embedded_by=self.embedded_by)
+
+    def chosen(self, wanted: Callable[[str], bool]) -> Block:
+        """Those whose keys are wanted."""
+        places = [place for place, key in enumerate(self.keys) if wanted(key)]
+        if len(places) == len(self):
+            return self
+        return Block(
+            [self.keys[i] for i in places],
+            [self.sources[i] for i in places],
+            self.rows[places],
+            None if self.kept is None else [self.kept[i] for i in places],
+            None if self.labels is None else [self.labels[i] for i in places],
+            None if self.embeddings is None else self.embeddings[places],
+            self.embedded_by,
+        )
 
 
 class Source(Protocol):
@@ -85,12 +133,16 @@ def sources_of(
     *,
     lists: Iterable[Path] = (),
     keys: Path | None = None,
+    key_column: str | None = None,
+    label_from: str | None = None,
     limits: Limits = DEFAULTS,
     fetch: Callable[[str], bytes] | None = None,
 ) -> list[Source]:
     """What each path is: a folder of images and shards, an image, a shard, an array, a collection, or ``@list``.
 
-    keys: a file with the source keys of the one array among them, one a line. fetch: reads the URLs that lists name,
+    keys: a file with the source keys of the one array among them, one a line, or a table (``KeyTable``).
+    key_column, label_from: the columns of a table that say a row's key and label; label_from is also the member of a
+    shard's sample (cls, txt), or the field of its .json, that becomes the label. fetch: reads the URLs that lists name,
     such as a ``fetch.Fetcher``; without it they are refused by name.
     Raises NotThere for what does not exist or holds nothing, DuplicateKey where two would give the same keys.
     """
@@ -105,17 +157,29 @@ def sources_of(
         if not file.is_file():
             raise NotThere(f"{file} is no list of files; name a text file with one path a line")
         found.append(Listed(file, limits, fetch))
+    for source in found:
+        if isinstance(source, Shard):
+            source.label_from = label_from
+        elif isinstance(source, Array) and source.keys is not None:
+            source.take_keys(KeyTable(source.keys.path, key_column, label_from))
     if keys is not None:
-        arrays = [source for source in found if isinstance(source, Array)]
+        arrays = [source for source in found if isinstance(source, Array) and source.keys is None]
         if len(arrays) != 1:
             raise InvalidInput(f"--keys names the rows of one array, and there are {len(arrays)}; build one at a time")
-        arrays[0].take_keys(keys)
+        arrays[0].take_keys(KeyTable(keys, key_column, label_from))
+    is_told = [isinstance(one, Shard) or (isinstance(one, Array) and one.keys is not None) for one in found]
+    if label_from is not None and not any(is_told):
+        raise InvalidInput("--label-from names a member of a shard or a column of a table, and there is neither")
+    if key_column is not None and not any(isinstance(one, Array) and one.keys for one in found):
+        raise InvalidInput("--key-column names a column of the --keys table, and there is none; name the table")
     return found
 
 
 def _sources_at(path: Path, named: dict[str, Path], limits: Limits) -> list[Source]:
     if (path / CATALOGUE).exists():
         return [Held(Collection.open(path))]
+    if (path / EMBEDDINGS).is_dir() and (path / METADATA).is_dir():
+        return list(_clip_retrieval(path))
     files = [path] if path.is_file() else sorted([*images_in(path), *_shards_in(path)])
     if not files:
         raise NotThere(f"{path} holds no image; name an image file, a folder with some, a tar, an array, or a set")
@@ -126,6 +190,15 @@ def _sources_at(path: Path, named: dict[str, Path], limits: Limits) -> list[Sour
             raise DuplicateKey(f"{file} and {named[key]} would both be {key!r}; build them one after the other", [key])
         keyed.append((key, file))
     return _in_order(keyed, limits)
+
+
+def _clip_retrieval(path: Path) -> Iterator[Array]:
+    """What clip-retrieval writes: img_emb/img_emb_0.npy, whose rows metadata/metadata_0.parquet names, and so on."""
+    for file in sorted((path / EMBEDDINGS).glob("*.npy")):
+        table = path / METADATA / f"metadata_{file.stem.rpartition('_')[2]}.parquet"
+        if not table.is_file():
+            raise NotThere(f"{table} is missing, which says what the rows of {file.name} are; write it again")
+        yield Array(file.name, file, KeyTable(table))
 
 
 def _in_order(keyed: Iterable[tuple[str, Path]], limits: Limits) -> list[Source]:
@@ -178,7 +251,7 @@ class Listed:
     fetch: Callable[[str], bytes] | None = None  # reads a URL
 
     def items(self, shape: tuple[int, ...] = ()) -> Iterator[Item]:
-        for number, line in enumerate(_lines(self.path), 1):
+        for number, line in enumerate(lines_of(self.path), 1):
             yield from self._named(line, f"{self.path.name}:{number}", shape) if line else ()
 
     def count(self) -> int | None:
@@ -186,7 +259,7 @@ class Listed:
 
     def has_images(self) -> bool:
         """Whether some line names an image, by its ending."""
-        return any(is_url(line) or line.lower().endswith(IMAGE_SUFFIXES) for line in _lines(self.path))
+        return any(is_url(line) or line.lower().endswith(IMAGE_SUFFIXES) for line in lines_of(self.path))
 
     def _at(self, url: str, place: str) -> Item:
         if self.fetch is None:
@@ -213,12 +286,14 @@ class Shard:
     """A WebDataset tar: members that share a name up to its first dot are one input, if one of them is an image.
 
     The key is the shard's own and that name. ``.cls`` is its label, ``.txt`` its caption, and ``.json`` may tell
-    both, as "label" and "caption". Members that are neither are passed over.
+    both, as "label" and "caption". Members that are neither are passed over. label_from: take the label from there
+    alone: "cls", "txt", or another field of ``.json``.
     """
 
     key: str
     path: Path
     limits: Limits = DEFAULTS
+    label_from: str | None = None
 
     def items(self, shape: tuple[int, ...] = ()) -> Iterator[Item]:
         sample = _Sample()
@@ -227,7 +302,7 @@ class Shard:
                 if _stem(member.name) != sample.stem:
                     yield from self._whole(sample)
                     sample = _Sample(_stem(member.name))
-                if why := sample.take(member):
+                if why := sample.take(member, self.label_from):
                     yield Item(f"{self.key}/{member.name}", f"{self.path}/{member.name}", refusal=why)
         except ImageRefused as refusal:
             yield from self._whole(sample)
@@ -246,7 +321,7 @@ class Shard:
                 f"{self.key}/{sample.stem}",
                 f"{self.path}/{sample.image.name}",
                 read=partial(bytes, sample.image.content or b""),
-                label=sample.told.get("label"),
+                label=sample.told.get("label" if self.label_from is None else LABEL),
                 caption=sample.told.get("caption", ""),
             )
 
@@ -259,13 +334,13 @@ class _Sample:
     image: Member | None = None
     told: dict[str, str] = field(default_factory=dict)
 
-    def take(self, member: Member) -> str:
+    def take(self, member: Member, label_from: str | None) -> str:
         """Why a member is refused; "" where it is taken, or passed over as neither image nor text."""
         ending = _ending(member.name)
         if member.refusal or member.content is None:
             return member.refusal
         if ending in _TOLD:
-            self.told |= _told(ending, member.content)
+            self.told |= _told(ending, member.content, label_from)
         elif ending in IMAGE_SUFFIXES and self.image is None:
             self.image = member
         elif ending in IMAGE_SUFFIXES:
@@ -275,6 +350,7 @@ class _Sample:
         return ""
 
 
+LABEL = "as asked"  # what --label-from names, among the things that a sample tells
 _TOLD = (".cls", ".txt", ".json")
 
 
@@ -288,16 +364,18 @@ def _ending(name: str) -> str:
     return "." + name.rpartition("/")[2].partition(".")[2].lower()
 
 
-def _told(ending: str, content: bytes) -> dict[str, str]:
+def _told(ending: str, content: bytes, label_from: str | None) -> dict[str, str]:
     """What a member says of its image; text that is none, or too long, says nothing."""
     try:
         text = content.decode("utf-8").strip() if len(content) <= MAX_TEXT else ""
         if ending != ".json":
-            return {"label" if ending == ".cls" else "caption": text} if text else {}
+            names = ["label" if ending == ".cls" else "caption", *([LABEL] if ending == f".{label_from}" else [])]
+            return dict.fromkeys(names, text) if text and is_unicode(text) else {}
         said: Any = json.loads(text or "{}")
     except (ValueError, RecursionError):
         return {}
-    fields = ((name, said.get(name)) for name in ("label", "caption")) if isinstance(said, dict) else ()
+    wanted = [("label", "label"), ("caption", "caption"), *([] if label_from is None else [(LABEL, label_from)])]
+    fields = ((name, said.get(field)) for name, field in wanted) if isinstance(said, dict) else ()
     return {name: str(value) for name, value in fields if isinstance(value, str | int) and is_unicode(str(value))}
 
 
@@ -313,13 +391,6 @@ def _bytes_of(file: Path, most: int) -> bytes:
     return content
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Lines of a text file, one held at a time, without their ends; a longer one comes in pieces."""
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="\n") as file:
-        while line := file.readline(MAX_TEXT + 2):
-            yield line.rstrip("\r\n")
-
-
 # -- rows --------------------------------------------------------------------------------------
 
 
@@ -332,18 +403,24 @@ class Array:
 
     key: str
     path: Path
-    keys: Path | None = None
+    keys: KeyTable | None = None
 
-    def take_keys(self, keys: Path) -> None:
-        """Name the rows by a file of keys. Raises NotThere, ShapeMismatch where it has too many or too few."""
-        if not keys.is_file():
-            raise NotThere(f"{keys} is no file of keys; name a text file with one key a line")
-        lines, rows = sum(1 for _ in _lines(keys)), len(rows_in(self.path))
+    def take_keys(self, keys: KeyTable) -> None:
+        """Name the rows by a file of keys.
+
+        Raises NotThere, ShapeMismatch where it has too many or too few, InvalidInput, Damaged.
+        """
+        keys.check()
+        lines, rows = keys.count(), len(rows_in(self.path))
         if lines != rows:
-            raise ShapeMismatch(f"{keys} has {lines:,} keys for {rows:,} rows of {self.path}; give one a row")
+            raise ShapeMismatch(f"{keys.path} has {lines:,} keys for {rows:,} rows of {self.path}; give one a row")
         self.keys = keys
 
     def items(self, shape: tuple[int, ...] = ()) -> Iterator[Item]:
+        return singly(self.blocks(shape))
+
+    def blocks(self, shape: tuple[int, ...]) -> Iterator[Item | Block]:
+        """The same, rows of the set's shape together; they stay in the file until they are read."""
         try:
             rows = rows_in(self.path)
         except (InvalidInput, Damaged) as error:
@@ -352,12 +429,22 @@ class Array:
         if rows.shape == shape or rows.shape[1:] != shape:
             yield Item(self.key, str(self.path), row=rows)  # one row, or one refusal
             return
-        keys = _lines(self.keys) if self.keys else (f"{self.key}/{place}" for place in range(len(rows)))
-        for place, (row, key) in enumerate(zip_longest(rows, keys)):
-            yield Item(key, f"{self.path}/{place}", row=row)
+        step = max(1, BLOCK_BYTES // max(1, rows[:1].nbytes))
+        told = None if self.keys is None else self.keys.told()
+        for start in range(0, len(rows), step):
+            some = np.asarray(rows[start : start + step])
+            places = range(start, start + len(some))
+            named = [(f"{self.key}/{place}", None) for place in places] if told is None else islice(told, len(some))
+            keys, labels = map(list, zip(*named, strict=True))
+            yield Block(keys, [f"{self.path}/{place}" for place in places], some, labels=labels)
 
     def count(self) -> int | None:
-        return None if self.keys is None else len(rows_in(self.path))
+        """Along its first axis; None of a file that cannot be read, which is refused when it is reached."""
+        try:
+            rows = rows_in(self.path)
+            return len(rows) if rows.ndim > 1 else None
+        except (InvalidInput, Damaged):
+            return None
 
     def row_shape(self) -> tuple[int, ...]:
         """One row's, where the first axis counts rows."""
@@ -371,21 +458,36 @@ class Held:
     collection: Collection
 
     def items(self, shape: tuple[int, ...] = ()) -> Iterator[Item]:
+        return singly(self.blocks(shape))
+
+    def blocks(self, shape: tuple[int, ...] = ()) -> Iterator[Item | Block]:
+        """The same, many rows together."""
         held = [segment.ids[places] for segment, places in self.collection.pin().parts.values()]
         ids = np.sort(np.concatenate([np.zeros(0, np.int64), *held]))
         embedded_by = self.collection.embedded_by or ""
         for start in range(0, len(ids), _AT_ONCE):
             some = self.collection.stored(ids[start : start + _AT_ONCE].tolist())
-            wide = some.embeddings
-            for place, (key, row, label, kept) in enumerate(
-                zip(some.keys, some.rows, some.labels, some.sources, strict=True)
-            ):
-                embedding = None if wide is None else wide[place]
-                place_in = f"{self.collection.path}/{key}"
-                yield Item(key, place_in, None, row, kept, label, "", embedding, embedded_by=embedded_by)
+            where = [f"{self.collection.path}/{key}" for key in some.keys]
+            kept, wide = [*some.sources], some.embeddings
+            yield Block(some.keys, where, some.rows, kept, some.labels, wide, embedded_by)
 
     def count(self) -> int | None:
         return len(self.collection)
+
+
+def singly(parts: Iterable[Item | Block]) -> Iterator[Item]:
+    """Blocks taken apart."""
+    for part in parts:
+        if isinstance(part, Block):
+            yield from part.items()
+        else:
+            yield part
+
+
+def is_within(key: str, index: int, count: int) -> bool:
+    """Whether a source key is of the ``index``-th of ``count`` shards: 1 to count."""
+    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") % count == index - 1
 
 
 def shard_of(text: str) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from negindex.sampler.beside import NOTHING, Beside
 from negindex.sampler.encode import Encoder, read_image
 from negindex.sampler.pdq import forms_of
 from negindex.sampler.sources import DEFAULTS, Files, Item, Limits
+from negindex.sampler.views import rows_of
 from negindex.text import is_unicode
 
 BARRED = "a claim allows no copy of it, or of what it is like, or it was erased and is kept out; leave it out"
@@ -79,7 +80,7 @@ def sweep(
     """
 
     def make(image: Image.Image, name: str) -> _Extra:
-        extra = _Extra() if encoder is None else _row_digest(encoder, image, name, collection.dtype)
+        extra = _Extra() if encoder is None else _row_digest(encoder, collection, image, name)
         return extra if embed is None else extra._replace(embedding=embed(image))
 
     keys: list[str] = []
@@ -158,12 +159,13 @@ class _Extra(NamedTuple):
     refusal: str = ""
 
 
-def _row_digest(encoder: Encoder, image: Image.Image, name: str, dtype: str) -> _Extra:
+def _row_digest(encoder: Encoder, collection: Collection, image: Image.Image, name: str) -> _Extra:
     try:
-        row = np.ascontiguousarray(encoder.row(image, name), dtype)
+        made = rows_of(encoder, collection.geometry, image, name)
     except ImageRefused as refusal:
         return _Extra(refusal=str(refusal))
-    return _Extra((sha256(row.tobytes()).hexdigest(),))
+    rows = (np.ascontiguousarray(row, collection.dtype) for _, row in made)
+    return _Extra(tuple(sha256(row.tobytes()).hexdigest() for row in rows))
 
 
 def _read_bytes(one: Look[T]) -> None:

@@ -15,7 +15,8 @@ import negindex.tools
 CORE, SAMPLER, TOOLS = (Path(p.__file__).parent for p in (negindex, negindex.sampler, negindex.tools))
 LAYERS = [  # lowest first; a module may import from lower layers and, within the store, from its left
     ["errors", "checks", "text", "offline"],
-    ["noise", "kmeans", "gaussians", "disk", "merkle", "clocks", "tables", "hamming", "states"],
+    ["noise", "kmeans", "gaussians", "disk", "merkle", "clocks", "tables", "hamming", "geometry"],
+    ["states"],
     ["keys", "claim_rules", "log", "tensors"],
     ["regimes", "checkpoint", "schema", "kernel", "segment", "incoming"],
     ["change", "segments", "partial", "receipts", "moments", "projection", "ledger", "audit"],

@@ -13,6 +13,7 @@ from small_sets import state
 
 from negindex import Collection
 from negindex.errors import Damaged, NotThere
+from negindex.geometry import COVER
 from negindex.sampler import encode, sweep
 from negindex.sampler import ingest as ingesting
 from negindex.sampler.encode import PixelEncoder
@@ -280,7 +281,7 @@ def test_without_an_encoder_images_are_refused_by_name(tmp_path):
     report = ingest(collection, chosen(sources_of([corpus(tmp_path / "c", 1)]), GREY.shape))
     assert dict(report.counts) == {"refused": 1}
     assert "nothing makes rows of images here" in report.refused[0][1]
-    check_parts(GREY.shape, "pixels", [])
+    check_parts(GREY.shape, "pixels", [], COVER)
 
 
 def test_a_size_is_asked_for_where_images_make_a_new_set(tmp_path):

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
-    from PIL import Image
 
-    from negindex.sampler.encode import Encoder
+    from negindex.sampler.vae import VaeEncoder
 
 PROCESSES = get_context("spawn")  # each starts with no memory but its own
 MIB = 1 << 20
@@ -169,7 +168,7 @@ def _rows(place: Path, size: int, small: bool) -> tuple[float, float]:
     shape = rows_in(place / "rows.npy").shape[1:]
     began = time.perf_counter()
     collection = Collection.create(place / "rows.set", shape, "bench")
-    ingest(collection, chosen(sources_of([place / "rows.npy"]), shape))
+    ingest(collection, chosen(sources_of([place / "rows.npy"]), shape), only_refusals=True)
     spent = time.perf_counter() - began
     shutil.rmtree(place / "rows.set")
     return spent, 0.0
@@ -193,23 +192,23 @@ def _build(place: Path, size: int, small: bool) -> tuple[float, float]:
 
     encoder = _vae(size, small)
     encoder.encode(min((place / "images").iterdir()))
-    row, inside = encoder.row, 0.0
+    rows, inside = encoder.rows, 0.0
 
-    def timed(image: Image.Image, name: str) -> NDArray[np.float32]:
+    def timed(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         nonlocal inside
         started = time.perf_counter()
-        made = row(image, name)
+        made = rows(pixels)
         inside += time.perf_counter() - started
         return made
 
-    encoder.row = timed  # type: ignore[method-assign]
+    encoder.rows = timed  # type: ignore[method-assign]
     began = time.perf_counter()
     collection = Collection.create(place / "images.set", encoder.shape, encoder.space)
     ingest(collection, chosen(sources_of([place / "images"]), encoder.shape), encoder)
     return time.perf_counter() - began, inside
 
 
-def _vae(size: int, small: bool) -> Encoder:
+def _vae(size: int, small: bool) -> VaeEncoder:
     import torch
     from diffusers import AutoencoderKL
 

@@ -14,6 +14,7 @@ from negindex.tools.options import BY, KEY, SET, open_key_if_any, open_set
 
 if TYPE_CHECKING:
     from negindex import Collection
+    from negindex.geometry import Geometry
     from negindex.keys import Key
     from negindex.sampler.encode import Encoder
     from negindex.sampler.sources import Source
@@ -51,6 +52,18 @@ Examples:
 @click.option(
     "--channels", type=click.IntRange(1, 3), help="Of pixels: 1 or 3; default: 1 when every image of a new set is grey."
 )
+@click.option(
+    "--fit",
+    type=click.Choice(["cover", "contain", "tile"]),
+    help="How an image of another shape becomes the "
+    "model's: scaled and cropped (cover, the default), scaled and padded white (contain), or cut into tiles, "
+    "each a row (tile). The set keeps it.",
+)
+@click.option(
+    "--augment",
+    type=click.Choice(["flip"]),
+    help="Also the mirror image of each, which comes and goes with it. The set keeps it.",
+)
 @_DTYPE
 @_LABEL
 @takes_inputs
@@ -66,6 +79,8 @@ def build(
     pipeline: Path | None,
     size: str | None,
     channels: int | None,
+    fit: str | None,
+    augment: str | None,
     dtype: str,
     label: str | None,
     asked: Asked,
@@ -81,25 +96,34 @@ def build(
     of the same space, whose rows come over as they are. Nothing of an archive is written to the disk.
 
     Run again, it adds what is new, changes nothing else, and encodes nothing twice: killed, the same command goes
-    on. An input that cannot become a row is named, stops nothing, and makes the exit code 3.
+    on. An input that cannot become a row is named, stops nothing, and makes the exit code 3. What the disk has no
+    room for is refused before it starts.
     """
     if pipeline is not None and (space or channels):
         raise click.UsageError("--pipeline says what the rows are; leave out --space and --channels")
     from negindex import Collection
+    from negindex.errors import SpaceMismatch
+    from negindex.geometry import Geometry
 
     shape = None if size is None else height_width(size)
     more.load()
-    found, key = asked.sources(sources, more), open_key_if_any(key_file)
+    geometry = Geometry(fit or "cover", augment == "flip")
+    found, key = asked.sources(sources, more, label), open_key_if_any(key_file)
     collection = Collection.open(set_path, key=key) if set_path.exists() else None
     if collection is None:
-        collection, encoder = _new(set_path, found, shape, space, channels, pipeline, dtype, key)
+        collection, encoder = _new(set_path, found, shape, space, channels, pipeline, dtype, key, geometry, asked)
+    elif (fit or augment) and geometry != collection.geometry:
+        raise SpaceMismatch(
+            f"{set_path} makes rows of images by {collection.geometry}, and asked for is {geometry}; build another set"
+        )
     elif not _with_images(found):
         encoder = None
     elif shape is None:
-        encoder = _encoder_of_set(collection, pipeline)
+        encoder = _encoder_of_set(collection, pipeline, asked)
     else:
-        encoder = _encoder(collection, found, shape, channels, pipeline)
+        encoder = _encoder(collection, found, shape, channels, pipeline, asked)
     _check(collection, found, space, pipeline, encoder)
+    asked.check_room(set_path, found, collection.shape, collection.dtype, encoder, collection.geometry, collection)
     take_in(collection, found, encoder, asked, label=label, reason=reason, by=by, more=more)
 
 
@@ -139,9 +163,10 @@ def add(
     """
     more.load()
     collection = open_set(set_path, key_file)
-    found = asked.sources(sources, more)
-    encoder = _encoder_of_set(collection, pipeline) if _with_images(found) else None
+    found = asked.sources(sources, more, label)
+    encoder = _encoder_of_set(collection, pipeline, asked) if _with_images(found) else None
     _check(collection, found, None, pipeline, encoder)
+    asked.check_room(set_path, found, collection.shape, collection.dtype, encoder, collection.geometry, collection)
     take_in(collection, found, encoder, asked, label=label, reason=reason, by=by, more=more)
 
 
@@ -185,9 +210,9 @@ def merge(
     key = open_key_if_any(key_file)
     found: list[Source] = [Held(Collection.open(part)) for part in parts]
     like = Collection.open(set_path, key=key) if set_path.exists() else Collection.open(parts[0])
-    check_parts(like.shape, like.space, found)
+    check_parts(like.shape, like.space, found, like.geometry)
     if not set_path.exists():
-        like = Collection.create(set_path, like.shape, like.space, dtype=like.dtype, key=key)
+        like = Collection.create(set_path, like.shape, like.stated_space, dtype=like.dtype, key=key)
     asked = Asked((), None, 1, 1, 1, None, ledger, None, as_json)
     _check(like, found, None, None, None)
     take_in(like, found, None, asked, label=None, reason=reason, by=by)
@@ -209,17 +234,21 @@ def _encoder(
     size: tuple[int, int],
     channels: int | None,
     pipeline: Path | None,
+    asked: Asked,
 ) -> Encoder:
     from negindex.sampler.corpus import encoder_asked
     from negindex.sampler.ingest import chosen
+    from negindex.sampler.sources import singly
 
-    return encoder_asked(collection, chosen(_with_images(sources), ()), *size, channels=channels, pipeline=pipeline)
+    inputs = singly(chosen(_with_images(sources), ()))
+    computed = {} if pipeline is None else asked.computed()
+    return encoder_asked(collection, inputs, *size, channels=channels, pipeline=pipeline, **computed)
 
 
-def _encoder_of_set(collection: Collection, pipeline: Path | None) -> Encoder:
+def _encoder_of_set(collection: Collection, pipeline: Path | None, asked: Asked) -> Encoder:
     from negindex.sampler.corpus import encoder_for
 
-    return encoder_for(collection, pipeline)
+    return encoder_for(collection, pipeline, **({} if pipeline is None else asked.computed()))
 
 
 def _new(
@@ -231,33 +260,46 @@ def _new(
     pipeline: Path | None,
     dtype: str,
     key: Key | None,
+    geometry: Geometry,
+    asked: Asked,
 ) -> tuple[Collection, Encoder | None]:
     """A new set, and what makes its rows where some of the inputs may be images."""
     from negindex import Collection
+    from negindex.geometry import stated
     from negindex.sampler.ingest import check_parts
 
     if not _with_images(sources):
-        return _made_for_rows(path, sources, space, pipeline, dtype, key), None
+        return _made_for_rows(path, sources, space, pipeline, dtype, key, geometry, asked), None
     if size is None:
         raise click.UsageError("--size is missing: height and width of the model's images")
-    encoder = _encoder(None, sources, size, channels, pipeline)
+    encoder = _encoder(None, sources, size, channels, pipeline, asked)
     if space is not None and space != encoder.space:
         raise click.UsageError(f"--space {space!r} is not what images become here: {encoder.space!r}")
-    check_parts(encoder.shape, encoder.space, sources)
-    return Collection.create(path, encoder.shape, encoder.space, dtype=dtype, key=key), encoder
+    check_parts(encoder.shape, encoder.space, sources, geometry)
+    asked.check_room(path, sources, encoder.shape, dtype, encoder, geometry)
+    return Collection.create(path, encoder.shape, stated(encoder.space, geometry), dtype=dtype, key=key), encoder
 
 
 def _made_for_rows(
-    path: Path, sources: list[Source], space: str | None, pipeline: Path | None, dtype: str, key: Key | None
+    path: Path,
+    sources: list[Source],
+    space: str | None,
+    pipeline: Path | None,
+    dtype: str,
+    key: Key | None,
+    geometry: Geometry,
+    asked: Asked,
 ) -> Collection:
     """A new set for ready rows: shaped as the first source's are."""
     from negindex import Collection
+    from negindex.geometry import COVER, stated
     from negindex.sampler.ingest import check_parts
     from negindex.sampler.sources import Array, Held
 
     first = sources[0]
     if isinstance(first, Held):
         shape, space = first.collection.shape, space or first.collection.space
+        geometry = first.collection.geometry if geometry == COVER else geometry
     else:
         if space is None and pipeline is None:
             raise click.UsageError("an array does not say what its rows are: name the --pipeline, or the --space")
@@ -265,8 +307,9 @@ def _made_for_rows(
             raise click.UsageError("a list does not say its rows' shape: name one array before it, or add it to a set")
         shape = first.row_shape()
         space = space or _space_of(pipeline)
-    check_parts(shape, space, sources)
-    return Collection.create(path, shape, space, dtype=dtype, key=key)
+    check_parts(shape, space, sources, geometry)
+    asked.check_room(path, sources, shape, dtype, None, geometry)
+    return Collection.create(path, shape, stated(space, geometry), dtype=dtype, key=key)
 
 
 def _check(
@@ -282,7 +325,7 @@ def _check(
         check_space(collection, space)
     if pipeline is not None and encoder is None:
         check_space(collection, _space_of(pipeline))
-    check_parts(collection.shape, collection.space, sources)
+    check_parts(collection.shape, collection.space, sources, collection.geometry)
     for source in sources:
         if isinstance(source, Held) and source.collection.set_id == collection.set_id:
             raise NotAllowed(f"{source.collection.path} is {collection.path}, or a copy of it; name another set")

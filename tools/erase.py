@@ -44,6 +44,7 @@ def erase(
     Exit code 3 while a process holds erased bytes still: it is named, and the erasure is pending.
     """
     collection = open_set(set_path, key_file)
+    keys = tuple(collection.family(keys, ever=True))
     found = collection.ids_under(keys)
     many = sum(map(len, found.values()))
     if dry_run:

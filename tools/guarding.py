@@ -254,12 +254,9 @@ def _gate(text: str | None) -> Gate | Trigger | None:
     kind, *parts = text.split(":")
     shape = "ratio, trigger:SHARE, trigger:SHARE:ETA, threshold:AT, threshold:AT:ETA or constant:BETA"
     numbers = [_number(part, f"--gate {text}", shape) for part in parts]
-    if (
-        kind == "trigger"
-        and len(numbers) in (1, 2)
-        and 0 < numbers[0] < 1
-        and all(0 < n < float("inf") for n in numbers)
-    ):
+    if kind == "trigger" and len(numbers) in (1, 2):
+        if not 0 < numbers[0] < 1:
+            raise click.UsageError(f"--gate {text}; give a share of the set's rows between 0 and 1, such as 0.95")
         return Trigger(*numbers)
     if kind == "threshold" and len(numbers) in (1, 2):
         return Threshold(*numbers)

@@ -20,6 +20,7 @@ from negindex.tools.common import PARTLY
 
 if TYPE_CHECKING:
     from negindex import Collection
+    from negindex.geometry import Geometry
     from negindex.sampler.encode import Encoder
     from negindex.sampler.ingest import Entry, Report
     from negindex.sampler.sources import Limits, Source
@@ -41,13 +42,26 @@ _OPTIONS = (
     click.option("--list", "lists", multiple=True, metavar="FILE", type=click.Path(path_type=Path),
                  help="A text file that names images and arrays, one a line; the same as @FILE among the sources."),
     click.option("--keys", metavar="FILE", type=click.Path(path_type=Path),
-                 help="The source keys of the rows of an array, one a line; default: FILE/0, FILE/1 and so on."),
+                 help="The source keys of an array's rows, one a line, or a table; default: FILE/0, FILE/1 and so on."),
+    click.option("--key-column", metavar="NAME",
+                 help="Of a --keys table (.csv, .tsv, .jsonl, .parquet): its keys; default: key, image_path or url."),
+    click.option("--label-from", metavar="NAME",
+                 help="Where each row's label stands: a column of the --keys table; of a shard cls, txt, or a field of "
+                 ".json."),
     click.option("--max-pixels", metavar="N", type=click.IntRange(1, 170_000_000), default=100_000_000,
                  show_default=True, help="Of an image, by its header."),
     click.option("--max-bytes", metavar="N", type=click.IntRange(1), default=256 << 20, show_default=True,
                  help="Of an image's file."),
     click.option("--max-entries", metavar="N", type=click.IntRange(1), default=1_000_000, show_default=True,
                  help="Of one archive."),
+    click.option("--device", default="auto", show_default=True,
+                 help="Where a VAE computes: cpu, cuda, cuda:1; auto is a GPU where there is one."),
+    click.option("--precision", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32",
+                 show_default=True, help="What a VAE computes in; other precisions make other rows."),
+    click.option("--batch", metavar="N", type=click.IntRange(1),
+                 help="Images that a VAE takes at a time; default: as many as are faster and make the same rows."),
+    click.option("--max-memory", metavar="SIZE",
+                 help="Refuse before it starts a build that is estimated to take more, such as 4G."),
     click.option("--shard", metavar="I/N", help="Only the I-th of N shares of the inputs, by their keys; I from 1."),
     LEDGER,
     _RETRY,
@@ -68,6 +82,49 @@ class Asked:
     ledger: Path | None
     retry_failed: Path | None
     as_json: bool
+    key_column: str | None = None
+    label_from: str | None = None
+    device: str = "auto"
+    precision: str = "float32"
+    batch: int | None = None
+    max_memory: str | None = None
+
+    def computed(self) -> dict[str, Any]:
+        """Where and how a VAE computes, for ``encoder_of``. Raises OutOfRange for a device that is not there."""
+        import torch
+
+        from negindex.sampler.room import device_found
+
+        return {"device": device_found(self.device), "precision": getattr(torch, self.precision)}
+
+    def check_room(
+        self,
+        path: Path,
+        sources: list[Source],
+        shape: tuple[int, ...],
+        dtype: str,
+        encoder: Encoder | None,
+        geometry: Geometry,
+        there: Collection | None = None,
+    ) -> None:
+        """Refuse what the disk or --max-memory has no room for. Raises NotAllowed, OutOfRange.
+
+        there: a set whose rows need no room again, where the first input is in force in it: the build goes on.
+        """
+        from negindex.sampler.ingest import chosen
+        from negindex.sampler.room import check_disk, check_memory, disk_needed, parsed
+        from negindex.sampler.sources import shard_of, singly
+
+        most = None if self.max_memory is None else parsed(self.max_memory)
+        check_memory(encoder, self.max_pixels, most)
+        if self.retry_failed is not None:
+            return
+        shard = None if self.shard is None else shard_of(self.shard)
+        first = None if there is None else next(singly(chosen(sources, shape, shard=shard)), None)
+        goes_on = there is not None and first is not None and bool(there.held([first.key]))
+        known = len(there) if there is not None and goes_on else 0
+        views, shards = 1 + geometry.flip, 1 if shard is None else shard[1]
+        check_disk(path, disk_needed(sources, shape, dtype, views=views, shards=shards, known=known))
 
     @property
     def limits(self) -> Limits:
@@ -76,14 +133,23 @@ class Asked:
 
         return Limits(self.max_pixels, self.max_bytes, self.max_entries)
 
-    def sources(self, paths: tuple[str, ...], more: More) -> list[Source]:
-        """What was named; a usage error where nothing was."""
+    def sources(self, paths: tuple[str, ...], more: More, label: str | None) -> list[Source]:
+        """What was named; a usage error where nothing was, and where labels are named twice."""
         from negindex.sampler.sources import sources_of
 
+        if label is not None and self.label_from is not None:
+            raise click.UsageError("--label is one for all rows, and --label-from each row's own; give one of them")
         if not paths and not self.lists:
             raise click.UsageError("name at least one source, or a --list of files")
-        fetch = more.fetcher(self.max_bytes)
-        return sources_of(paths, lists=self.lists, keys=self.keys, limits=self.limits, fetch=fetch)
+        return sources_of(
+            paths,
+            lists=self.lists,
+            keys=self.keys,
+            key_column=self.key_column,
+            label_from=self.label_from,
+            limits=self.limits,
+            fetch=more.fetcher(self.max_bytes),
+        )
 
     def only(self) -> tuple[tuple[int, int] | None, set[str] | None]:
         """The shard and the keys that the run is held to."""
@@ -133,21 +199,22 @@ def take_in(
     with _ledger(asked.ledger) as tell, Progress(sum(filter(None, counts)) if whole else None) as progress:
         report = ingest(
             collection, items, encoder, label=label, reason=reason, by=by, limits=asked.limits,
-            progress=progress.reached, **more.options(collection, tell),
+            progress=progress.reached, only_refusals=asked.ledger is None and more.sheet is None,
+            together=asked.batch, **more.options(collection, tell),
         )  # fmt: skip
     more.finish(collection)
-    _say(collection, report, asked.as_json)
+    _say(collection, report, asked.as_json, progress.seconds)
     if report.left_out:
         sys.exit(PARTLY)
 
 
-def _say(collection: Collection, report: Report, as_json: bool) -> None:
+def _say(collection: Collection, report: Report, as_json: bool, seconds: float) -> None:
     from negindex.sampler.ingest import DUPLICATE, OUTCOMES, REFUSED
 
     if as_json:
         counts = {outcome.replace(" ", "_"): report.counts[outcome] for outcome in OUTCOMES}
         said = {"set": str(collection.path), "version": report.version, "rows_in_force": len(collection)}
-        click.echo(json.dumps(said | counts | {"inputs": report.counts.total()}))
+        click.echo(json.dumps(said | counts | {"inputs": report.counts.total(), "seconds": round(seconds, 3)}))
         return
     more = [f"{report.counts[DUPLICATE]} given twice"] if report.counts[DUPLICATE] else []
     failed = report.left_out - report.counts[REFUSED]
@@ -190,8 +257,11 @@ def _tell(entry: Entry) -> None:
         click.echo(f"{entry.outcome}: {one_line(entry.key)}: {one_line(entry.reason)}", err=True)
 
 
+_BETWEEN = 30.0  # seconds between lines where nobody watches a terminal
+
+
 class Progress:
-    """A line on a terminal's stderr, at most once a second: how many, how fast, how long still."""
+    """A line on stderr: how many, how fast, how long still; once a second on a terminal, else every half minute."""
 
     def __init__(self, whole: int | None) -> None:
         self._whole, self._began, self._said = whole, time.monotonic(), 0.0
@@ -200,18 +270,24 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._said:
+        if self._said and sys.stderr.isatty():
             click.echo(err=True)
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.monotonic() - self._began
 
     def reached(self, done: int) -> None:
         """So many inputs have been looked at."""
-        now = time.monotonic()
-        if now - max(self._said, self._began) < 1 or not sys.stderr.isatty():
+        now, watched = time.monotonic(), sys.stderr.isatty()
+        if now - max(self._said, self._began) < (1 if watched else _BETWEEN):
             return
         self._said = now
         rate = done / (now - self._began)
-        of = "" if self._whole is None else f" of {self._whole:,}, {_left((self._whole - done) / rate)} left"
-        click.echo(f"\r{done:,}{of}, {rate:,.1f} a second\x1b[K", err=True, nl=False)
+        of = "" if self._whole is None else f" of {self._whole:,}, {_left(max(0, self._whole - done) / rate)} left"
+        line = f"{done:,}{of}, {rate:,.1f} a second"
+        click.echo(f"\r{line}\x1b[K" if watched else line, err=True, nl=not watched)
 
 
 def _left(seconds: float) -> str:

@@ -72,6 +72,7 @@ def _now(collection: Collection) -> dict[str, Any]:
         "rows_withdrawn": dead.rows,
         "shape": list(collection.shape),
         "space": collection.space,
+        "images": str(collection.geometry),
         "dtype": collection.dtype,
         "embedded_by": collection.embedded_by,
         "segments": len(files),

@@ -49,6 +49,7 @@ def withdraw(
         raise UnknownKey(
             f"no row is in force under the label {label!r}; `negindex status {set_path} --keys` lists what is"
         )
+    chosen = collection.family(chosen)
     if dry_run:
         for key in chosen:
             click.echo(key)
