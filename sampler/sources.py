@@ -468,8 +468,8 @@ class Held:
         for start in range(0, len(ids), _AT_ONCE):
             some = self.collection.stored(ids[start : start + _AT_ONCE].tolist())
             where = [f"{self.collection.path}/{key}" for key in some.keys]
-            kept, wide = [*some.sources], some.embeddings
-            yield Block(some.keys, where, some.rows, kept, some.labels, wide, embedded_by)
+            kept: list[Provenance | None] = [*some.sources]
+            yield Block(some.keys, where, some.rows, kept, some.labels, some.embeddings, embedded_by)
 
     def count(self) -> int | None:
         return len(self.collection)
