@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from mixtures import SHAPE, fresh, kernel, noised, off, rms, rows
+from PIL import Image
 from safetensors.torch import load_file
 from test_crash import acknowledged, run
 
@@ -554,8 +555,11 @@ def test_the_command_calibrates_and_status_tells(tmp_path):
     before = json.loads(ran("status", tmp_path / "set", "--json").stdout)
     assert (before["kernel"], before["calibrated_at"], before["rows_not_indexed"]) == ("literal", None, 400)
     assert ran("calibrate", tmp_path / "benign", "--like", tmp_path / "set").exit_code == 10
-    done = ran("calibrate", tmp_path / "set", "--reference", tmp_path / "benign", "--by", "ann", "--reason", "first")
+    words = ("--by", "ann", "--reason", "first", "--plot", tmp_path / "plot.png")
+    done = ran("calibrate", tmp_path / "set", "--reference", tmp_path / "benign", *words)
     assert done.exit_code == 0
+    with Image.open(tmp_path / "plot.png") as drawn:
+        assert np.asarray(drawn.convert("L")).std() > 10
     assert done.stdout.splitlines() == made["set"].calibration().table()
     told = made["set"].newest()
     assert (told.action, told.by, told.reason) == ("calibrate", "ann", "first")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.command(
     epilog="""\b
 Examples:
-  negindex calibrate claims.set --reference benign.set
+  negindex calibrate claims.set --reference benign.set --plot calibration.png
   negindex calibrate benign.set --like claims.set
 """
 )
@@ -33,6 +33,9 @@ Examples:
     help="Learn nothing; take over that set's calibration, as for the reference that it was calibrated with.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every random choice.")
+@click.option(
+    "--plot", metavar="FILE.png", type=click.Path(path_type=Path, dir_okay=False), help="Draw what it prints, too."
+)
 @BY
 @REASON
 @KEY
@@ -43,6 +46,7 @@ def calibrate(
     reference: Path | None,
     like: Path | None,
     seed: int,
+    plot: Path | None,
     by: str,
     reason: str,
     key_file: Path | None,
@@ -64,6 +68,10 @@ def calibrate(
         made = _of(like)
         collection.adopt(made, by=by, reason=reason)
     _say(collection, made, as_json)
+    if plot is not None:
+        from negindex.tools.calibration_plot import plot as draw
+
+        draw(made, plot)
 
 
 def _of(path: Path) -> Calibration:
