@@ -7,23 +7,22 @@ from collections.abc import Collection, Mapping, Sequence
 from math import inf
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
 
 import torch
 from torch import Tensor
 
 from negindex.checkpoint import Checkpoint
-from negindex.errors import Damaged, EmptySet, InvalidInput, UnknownVersion
-from negindex.kernel import LITERAL, Kernel
+from negindex.endpoint import Endpoint
+from negindex.errors import Damaged, EmptySet, UnknownVersion
+from negindex.kernel import Kernel
 from negindex.line import Line
 from negindex.moments import Moments
 from negindex.near import Near
 from negindex.negatives import Negatives, Query, Reach, row_elements
 from negindex.partial import Heaviest, Origin, Partial
-from negindex.service import bodies, wire
-from negindex.service.bodies import NUMBERS, digests_array, digests_of, kernel_arrays, kernel_of, name_of
-from negindex.service.problems import SAY_ALL, error_from
-from negindex.service.wire import Array, Arrays, packed, unpacked
+from negindex.service import bodies
+from negindex.service.bodies import digests_array, digests_of, kernel_arrays, name_of
+from negindex.service.wire import Arrays
 
 _SPARE = 1 << 16  # bytes of a body that are not samples
 _AT_ONCE = 4096  # ids of one request
@@ -51,7 +50,7 @@ class RemoteNegatives(Negatives):
         certificate: Path | str | None = None,
         insecure: bool = False,
     ) -> None:
-        """url: the service's address; set: the name it serves the set under; key: what `negindex apikey create` printed.
+        """url: the service's address; set: the name that it has there; key: what `negindex apikey create` printed.
 
         label: only the rows under it. min_version: raise UnknownVersion where the service knows only older ones.
         wire: how means and rows travel, "float64", "float32" or "float16"; rounding is put on the stated error, and
@@ -59,12 +58,9 @@ class RemoteNegatives(Negatives):
         connection broke. certificate: PEM of who signed the service's, where the system does not know them.
         insecure: send the key over http to another machine. Raises what asking raises.
         """
-        if wire not in NUMBERS:
-            raise InvalidInput(f"wire = {wire!r}; give one of {', '.join(NUMBERS)}")
         path = None if certificate is None else Path(certificate)
-        self._line = Line(url, key, timeout=timeout, retries=retries, certificate=path, insecure=insecure)
-        self.set, self.label, self.min_version, self.wire = set, label, min_version, wire
-        self._kernels: dict[str, Kernel] = {LITERAL.fingerprint: LITERAL}
+        line = Line(url, key, timeout=timeout, retries=retries, certificate=path, insecure=insecure)
+        self._set, self.min_version = Endpoint(line, set, label, wire), min_version
         self._latest: RemoteSnapshot | None = None
         pinned = self.pin()
         self.shape, self.space = pinned.shape, pinned.space
@@ -83,7 +79,8 @@ class RemoteNegatives(Negatives):
     def where(self, *, label: str) -> RemoteNegatives:
         """The rows under a label: a set of negatives of its own, over the same connections."""
         made = object.__new__(RemoteNegatives)
-        made.__dict__ |= self.__dict__ | {"label": label, "_latest": None}
+        made._set, made.min_version, made._latest = self._set.under(label), self.min_version, None
+        made.shape, made.space = self.shape, self.space
         return made
 
     def rows(self, ids: Sequence[int]) -> Tensor:
@@ -121,93 +118,28 @@ class RemoteNegatives(Negatives):
 
     def close(self) -> None:
         """Close the connections; the next question opens one."""
-        self._line.close()
-
-    # -- what snapshots ask through --------------------------------------------------------
+        self._set.line.close()
 
     def _about(self, at: str = "") -> RemoteSnapshot:
-        query = "" if self.label is None else f"?{urlencode({'label': self.label})}"
-        said = self.get_json(f"{at}{query}")
+        said = self._set.get_json(f"{at}{self._set.query}")
         try:
-            told = RemoteSnapshot(self, said)
+            told = RemoteSnapshot(self._set, said)
         except (KeyError, TypeError, ValueError) as error:
-            raise Damaged(f"{self._where} says what is no set ({error}); see to the service") from error
+            raise Damaged(f"{self._set.where} says what is no set ({error}); see to the service") from error
         if self.min_version is not None and told.version < self.min_version:
             raise UnknownVersion(
-                f"{self._where} is at version {told.version}, and at least {self.min_version} is asked for; wait, or "
-                "see whether it serves an old copy"
+                f"{self._set.where} is at version {told.version}, and at least {self.min_version} is asked for; wait, "
+                "or see whether it serves an old copy"
             )
         return told
-
-    @property
-    def _where(self) -> str:
-        return f"set {self.set!r} at {self._line.where}"
-
-    @property
-    def _path(self) -> str:
-        return f"/v1/sets/{quote(self.set, safe='')}"
-
-    def get_json(self, path: str) -> Any:
-        """What the service says of the set; raises the error that it answers with."""
-        told = self._line.ask("GET", self._path + path)
-        if told.status != 200:
-            raise error_from(told.status, told.body, self._where)
-        return self._json(told.body)
-
-    def _json(self, body: bytearray) -> Any:
-        try:
-            return json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise Damaged(f"{self._where} sent what is no JSON; see to the service") from error
-
-    def get(self, path: str, wanted: Arrays) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Arrays that the service holds."""
-        return self._read(self._line.ask("GET", self._path + path), wanted)
-
-    def post(
-        self,
-        question: str,
-        arrays: Mapping[str, Tensor],
-        said: Mapping[str, Any],
-        wanted: Arrays,
-        whole: Mapping[str, Tensor] | None = None,
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The answer to a question. whole: what it names, and is sent where the service does not know the name."""
-        told = self._line.ask("POST", f"{self._path}/{question}", packed(arrays, said), wire.MEDIA_TYPE)
-        if told.status == 409 and whole and self._json(told.body).get("code") == SAY_ALL:
-            body = packed({**arrays, **whole}, said)
-            told = self._line.ask("POST", f"{self._path}/{question}", body, wire.MEDIA_TYPE)
-        return self._read(told, wanted)
-
-    def post_json(self, question: str, arrays: Mapping[str, Tensor], said: Mapping[str, Any]) -> Any:
-        """The answer to a question whose answer is words."""
-        told = self._line.ask("POST", f"{self._path}/{question}", packed(arrays, said), wire.MEDIA_TYPE)
-        if told.status != 200:
-            raise error_from(told.status, told.body, self._where)
-        return self._json(told.body)
-
-    def _read(self, told: Any, wanted: Arrays) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        if told.status != 200:
-            raise error_from(told.status, told.body, self._where)
-        try:
-            return unpacked(told.body, wanted)
-        except InvalidInput as error:
-            raise Damaged(f"{self._where} sent an answer that cannot be read ({error}); see to the service") from error
-
-    def kernel(self, version: int, fingerprint: str) -> Kernel:
-        """The set's own kernel, which has this fingerprint; fetched once."""
-        if fingerprint not in self._kernels:
-            arrays, _ = self.get(f"/versions/{version}/kernel", bodies.KERNEL)
-            self._kernels[fingerprint] = kernel_of(arrays, fingerprint)
-        return self._kernels[fingerprint]
 
 
 class RemoteSnapshot(Negatives):
     """A set at one version, held by a service; immutable."""
 
-    def __init__(self, remote: RemoteNegatives, said: Mapping[str, Any], without: frozenset[str] = frozenset()) -> None:
+    def __init__(self, endpoint: Endpoint, said: Mapping[str, Any], without: frozenset[str] = frozenset()) -> None:
         """said: what the service says of the version. without: digests of rows that are left out."""
-        self._remote, self._said, self._without = remote, said, without
+        self._set, self._said, self._without = endpoint, said, without
         self.shape, self.space = tuple(map(int, said["shape"])), str(said["space"])
         row_elements(self.shape)
         self.set_id, self.version, self._count = str(said["set_id"]), int(said["version"]), int(said["rows"])
@@ -225,7 +157,7 @@ class RemoteSnapshot(Negatives):
 
     @property
     def default_kernel(self) -> Kernel:
-        return self._remote.kernel(self.version, self._kernel)
+        return self._set.kernel(self.version, self._kernel)
 
     def answer(self, query: Query) -> Partial:
         parts = [self._posterior(query, some) for some in self._in_parts(query.x_t)]
@@ -233,7 +165,9 @@ class RemoteSnapshot(Negatives):
         ids = whole.pop("ids")
         heaviest = Heaviest(torch.zeros_like(ids), ids, whole.pop("log_weight"))
         mean = whole.pop("mean").to(torch.float64)
-        told = Partial(**whole, mean=mean, heaviest=heaviest, count=self._count, kernel=query.kernel, origins=self.origins)
+        told = Partial(
+            **whole, mean=mean, heaviest=heaviest, count=self._count, kernel=query.kernel, origins=self.origins
+        )
         return told.to(query.x_t.device)
 
     def nearest(self, reach: Reach) -> Near:
@@ -245,12 +179,13 @@ class RemoteSnapshot(Negatives):
 
     def moments(self) -> Moments:
         wanted = bodies.MOMENTS_TOLD
-        arrays, said = self._ask("moments", {}, self._asked(), wanted, self._view(), {"mean": (row_elements(self.shape),)})
+        arrays, said = self._ask(
+            "moments", {}, self._asked(), wanted, self._view(), {"mean": (row_elements(self.shape),)}
+        )
         return Moments(self._count, arrays["mean"], float(said["scatter"]))
 
     def digests(self) -> dict[int, str]:
-        label = "" if self._remote.label is None else f"?{urlencode({'label': self._remote.label})}"
-        arrays, said = self._remote.get(f"/versions/{self.version}/digests{label}", bodies.DIGESTS_TOLD)
+        arrays, said = self._set.get(f"/versions/{self.version}/digests{self._set.query}", bodies.DIGESTS_TOLD)
         self._check_origin(said)
         pairs = zip(arrays["ids"].tolist(), digests_of(arrays["digests"]), strict=True)
         return {row_id: digest for row_id, digest in pairs if digest not in self._without}
@@ -268,14 +203,14 @@ class RemoteSnapshot(Negatives):
         if not gone:
             return self
         left = sum(digest not in gone for digest in self.digests().values())
-        return RemoteSnapshot(self._remote, {**self._said, "rows": left}, self._without | gone)
+        return RemoteSnapshot(self._set, {**self._said, "rows": left}, self._without | gone)
 
     def source_keys(self, ids: Sequence[int]) -> dict[int, str]:
         """{id: source key} of rows that an answer names."""
         found: dict[int, str] = {}
         for start in range(0, len(ids), _AT_ONCE):
             some = torch.tensor(ids[start : start + _AT_ONCE], dtype=torch.int64)
-            said = self._remote.post_json("source-keys", {"ids": some}, {"version": self.version})
+            said = self._set.post_json("source-keys", {"ids": some}, {"version": self.version})
             found |= {int(row_id): str(key) for row_id, key in said["keys"].items()}
         return found
 
@@ -284,7 +219,7 @@ class RemoteSnapshot(Negatives):
         parts = [torch.empty(0, *self.shape, dtype=torch.float64)]
         for start in range(0, len(ids), _AT_ONCE):
             some = torch.tensor(ids[start : start + _AT_ONCE], dtype=torch.int64)
-            said, shapes = {"version": self.version, "numbers": self._remote.wire}, {"rows": (len(some), *self.shape)}
+            said, shapes = {"version": self.version, "numbers": self._set.numbers}, {"rows": (len(some), *self.shape)}
             parts.append(self._ask("rows", {"ids": some}, said, bodies.ROWS_TOLD, {}, shapes)[0]["rows"].double())
         return torch.cat(parts)
 
@@ -294,7 +229,7 @@ class RemoteSnapshot(Negatives):
     # -- inside ----------------------------------------------------------------------------
 
     def _asked(self, view: bool = True) -> dict[str, Any]:
-        named = {"version": self.version, "label": self._remote.label}
+        named = {"version": self.version, "label": self._set.label}
         return named | {"without": self._name} if view else named
 
     def _view(self) -> dict[str, Tensor]:
@@ -309,7 +244,8 @@ class RemoteSnapshot(Negatives):
     def _posterior(self, query: Query, some: slice) -> dict[str, Tensor]:
         x_t = query.x_t[some].detach()
         arrays = {"x_t": x_t, "alpha": query.level.alpha[some], "sigma": query.level.sigma[some]}
-        said = self._asked() | {"kernel": query.kernel.fingerprint, "k": query.k, "error": query.error}
+        k = None if query.k is None else min(query.k, self._count)  # a member of a union may have fewer rows
+        said = self._asked() | {"kernel": query.kernel.fingerprint, "k": k, "error": query.error}
         whole = kernel_arrays(query.kernel)
         if "projection" not in whole and query.kernel.fingerprint != self._kernel:
             arrays |= whole  # a few numbers
@@ -317,7 +253,7 @@ class RemoteSnapshot(Negatives):
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("log_norm", "log_tail", "log_unread", "error"), (batch,))
         shapes |= {"mean": (batch, *self.shape), "ids": (batch, named), "log_weight": (batch, named)}
         whole = {**whole, **self._view()}
-        said |= {"numbers": self._remote.wire}
+        said |= {"numbers": self._set.numbers}
         told, told_of = self._ask("posterior", arrays, said, bodies.POSTERIOR_TOLD, whole, shapes)
         if told_of.get("count") != self._count or told_of.get("kernel") != query.kernel.fingerprint:
             raise Damaged(f"an answer of {told_of.get('count')} rows by another kernel; see to the service")
@@ -325,7 +261,7 @@ class RemoteSnapshot(Negatives):
 
     def _near(self, reach: Reach, some: slice) -> Near:
         x = reach.x[some]
-        said = self._asked() | {"k": reach.k, "numbers": self._remote.wire}
+        said = self._asked() | {"k": reach.k, "numbers": self._set.numbers}
         arrays = {"x": x, "radius": reach.radius[some]}
         told, _ = self._ask("near", arrays, said, bodies.NEAR_TOLD, self._view(), {})
         ids, distances, rows = told["ids"], told["distances"], told["rows"]
@@ -338,12 +274,12 @@ class RemoteSnapshot(Negatives):
         question: str,
         arrays: Mapping[str, Tensor],
         said: Mapping[str, Any],
-        wanted: Mapping[str, Array],
+        wanted: Arrays,
         whole: Mapping[str, Tensor],
         shapes: Mapping[str, tuple[int, ...]],
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The answer, if it is of this version and of these shapes; raises Damaged where it is not."""
-        told, of = self._remote.post(question, arrays, said, wanted, whole)
+        told, of = self._set.post(question, arrays, said, wanted, whole)
         self._check_origin(of)
         for name, shape in shapes.items():
             if tuple(told[name].shape) != shape:
@@ -356,9 +292,9 @@ class RemoteSnapshot(Negatives):
             raise Damaged(f"an answer of {found}, and {self.set_id} at {self.version} was asked; see to the service")
 
     def _check_samples(self, x: Tensor) -> None:
-        if not self._count and self._remote.label is not None:
+        if not self._count and self._set.label is not None:
             raise EmptySet(
-                f"the label {self._remote.label!r} has no row in force, so nothing can be said about what is near; "
+                f"the label {self._set.label!r} has no row in force, so nothing can be said about what is near; "
                 "add rows under it, or leave the label out"
             )
         super()._check_samples(x)

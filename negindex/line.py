@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 import time
+import weakref
 from collections import deque
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from ipaddress import ip_address
@@ -36,7 +37,13 @@ class Line:
         self, url: str, key: str | None, *, timeout: float, retries: int, certificate: Path | None, insecure: bool
     ) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or parts.username:
+        if (
+            parts.scheme not in ("http", "https")
+            or not parts.hostname
+            or parts.query
+            or parts.fragment
+            or parts.username
+        ):
             raise InvalidInput(f"{url!r} is no address of a service; give one like https://negatives.example:8321")
         if key is not None and not (key.isascii() and key.isprintable()):
             raise InvalidInput("the key holds characters that none has; give it as `negindex apikey create` printed it")
@@ -46,13 +53,16 @@ class Line:
                 "use https, or say insecure=True"
             )
         if timeout <= 0 or not 0 <= retries < len(RETRY_AFTER):
-            raise InvalidInput(f"timeout {timeout}, retries {retries}; give seconds > 0 and 0 to {len(RETRY_AFTER) - 1}")
+            raise InvalidInput(
+                f"timeout {timeout}, retries {retries}; give seconds > 0 and 0 to {len(RETRY_AFTER) - 1}"
+            )
         self.where = f"{parts.scheme}://{parts.netloc}"
         self._host, self._port, self._base = parts.hostname, parts.port, parts.path.rstrip("/")
         self._timeout, self._retries = timeout, retries
         self._tls = None if parts.scheme == "http" else ssl.create_default_context(cafile=certificate)
         self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._idle: deque[HTTPConnection] = deque()
+        weakref.finalize(self, _close, self._idle)
         self._process = os.getpid()
 
     def __repr__(self) -> str:
@@ -68,7 +78,9 @@ class Line:
                 return self._answer(connection)
             except TimeoutError as error:
                 connection.close()
-                raise Unreachable(f"{self.where} did not answer within {self._timeout:g} s; see to the service") from error
+                raise Unreachable(
+                    f"{self.where} did not answer within {self._timeout:g} s; see to the service"
+                ) from error
             except ConnectionError as error:
                 connection.close()
                 self.close()  # the others are most likely broken as well
@@ -83,15 +95,12 @@ class Line:
 
     def close(self) -> None:
         """Close the connections that nobody uses; the next request opens one."""
-        while self._idle:
-            try:
-                self._idle.pop().close()
-            except IndexError:  # another thread was quicker
-                return
+        _close(self._idle)
 
     def _connection(self) -> HTTPConnection:
         if self._process != os.getpid():  # a fork has the parent's connections: leave them to it
-            self._idle, self._process = deque(), os.getpid()
+            self._idle.clear()
+            self._process = os.getpid()
         try:
             return self._idle.pop()
         except IndexError:
@@ -104,7 +113,9 @@ class Line:
         length = got.length
         if length is None or length > ANSWER_BYTES:
             connection.close()
-            raise Unreachable(f"{self.where} sent an answer of {length} bytes, at most {ANSWER_BYTES} of a stated length")
+            raise Unreachable(
+                f"{self.where} sent an answer of {length} bytes, at most {ANSWER_BYTES} of a stated length"
+            )
         body = bytearray(length)
         view, place = memoryview(body), 0
         while place < length:
@@ -118,6 +129,14 @@ class Line:
         else:
             self._idle.append(connection)
         return Answer(got.status, body)
+
+
+def _close(idle: deque[HTTPConnection]) -> None:
+    while idle:
+        try:
+            idle.pop().close()
+        except IndexError:  # another thread was quicker
+            return
 
 
 def _is_local(host: str) -> bool:

@@ -19,9 +19,9 @@ from negindex.service.settings import Settings
 
 
 @contextlib.contextmanager
-def serving(root, *, keyless=True, **settings):
+def serving(root, *, keyless=True, port=0, **settings):
     """A service over ``root`` in a thread; gives its address. Its log lines go nowhere."""
-    told = Settings(root=root, port=0, log_level="error", **settings)
+    told = Settings(root=root, port=port, log_level="error", **settings)
     config = config_of(told, functools.partial(make_app, told, keyless))
     with bound(told) as listening:
         server = uvicorn.Server(config)

@@ -121,7 +121,9 @@ def load_keys(root: Path) -> list[ApiKey]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise Damaged(f"{path} cannot be read as keys ({error}); restore it, or move it away and make new keys") from error
+        raise Damaged(
+            f"{path} cannot be read as keys ({error}); restore it, or move it away and make new keys"
+        ) from error
 
 
 class Door:

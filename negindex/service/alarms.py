@@ -11,7 +11,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from negindex.claims import Due
 from negindex.disk import Disk
@@ -100,12 +100,9 @@ class Bell:
 def _posted(url: str, alarm: Alarm) -> bool:
     """Whether the webhook took it: any status from 200 to 299. Redirects are not followed."""
     parts = urlsplit(url)
-    secure = parts.scheme == "https"
-    kind = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-    more = {"context": ssl.create_default_context()} if secure else {}
     target = parts._replace(scheme="", netloc="").geturl() or "/"
     try:
-        with closing(kind(parts.hostname or "", parts.port, timeout=_SECONDS, **more)) as connection:  # type: ignore[arg-type]
+        with closing(_connection(parts)) as connection:
             body = json.dumps({"event": "claim-alarm", **alarm._asdict()})
             connection.request("POST", target, body, {"Content-Type": "application/json"})
             status = connection.getresponse().status
@@ -115,3 +112,11 @@ def _posted(url: str, alarm: Alarm) -> bool:
     if not 200 <= status < 300:
         log("webhook-failed", logging.ERROR, status=status)
     return 200 <= status < 300
+
+
+def _connection(parts: SplitResult) -> http.client.HTTPConnection:
+    host = parts.hostname or ""
+    if parts.scheme == "https":
+        context = ssl.create_default_context()
+        return http.client.HTTPSConnection(host, parts.port, timeout=_SECONDS, context=context)
+    return http.client.HTTPConnection(host, parts.port, timeout=_SECONDS)

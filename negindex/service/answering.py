@@ -14,7 +14,7 @@ from negindex.errors import Damaged, OutOfRange
 from negindex.kernel import Kernel
 from negindex.near import Near, most
 from negindex.noise import NoiseLevel
-from negindex.partial import Partial
+from negindex.partial import Heaviest, Partial
 from negindex.service.bodies import in_numbers, origin_said
 from negindex.service.held import Held, View, Which
 from negindex.service.metrics import Metrics
@@ -80,16 +80,19 @@ def answers(held: Held, metrics: Metrics, asked: Sequence[Question]) -> list[Ans
     digests = next((one.digests for one in asked if one.digests is not None), None)
     view = held.view(asked[0].which, digests)
     first = asked[0]
-    told: list[Partial] | list[Near]
+    told: list[Partial | Near]
     if isinstance(first, Posterior):
-        told = _posteriors(held, view, [one for one in asked if isinstance(one, Posterior)])
+        told = [*_posteriors(held, view, [one for one in asked if isinstance(one, Posterior)])]
     else:
-        told = _nearby(view, [one for one in asked if isinstance(one, Nearby)])
+        told = [*_nearby(view, [one for one in asked if isinstance(one, Nearby)])]
     for one in told:
         _check_in_force(held, metrics, view, one.heaviest.ids if isinstance(one, Partial) else one.ids)
     searched = time.perf_counter()
-    bodies = [Answer(_body(view, one, question.numbers), view.version) for one, question in zip(told, asked, strict=True)]
-    metrics.answered(held.name, asked, told, searched - began, time.perf_counter() - searched)
+    bodies = [
+        Answer(_body(view, one, question.numbers), view.version) for one, question in zip(told, asked, strict=True)
+    ]
+    wanted = [one.error if isinstance(one, Posterior) else None for one in asked]
+    metrics.answered(held.name, told, wanted, searched - began, time.perf_counter() - searched)
     return bodies
 
 
@@ -110,7 +113,7 @@ def _posteriors(held: Held, view: View, asked: Sequence[Posterior]) -> list[Part
         strict=True,
     )
     return [
-        replace(told, log_norm=n, mean=m, log_tail=t, log_unread=u, error=e, heaviest=told.heaviest._make(h))
+        replace(told, log_norm=n, mean=m, log_tail=t, log_unread=u, error=e, heaviest=Heaviest(*h))
         for n, m, t, u, e, h in parts
     ]
 
@@ -124,15 +127,17 @@ def _nearby(view: View, asked: Sequence[Nearby]) -> list[Near]:
     _check_room(1, near.rows.numel())
     if len(asked) == 1:
         return [near]
-    parts = zip(*(part.split(sizes) for part in (near.origin, near.ids, near.distances, near.rows)), strict=True)
-    return [_narrowed(Near(*part, near.origins), first.k) for part in parts]
+    columns = (near.origin, near.ids, near.distances, near.rows)
+    parts = zip(*(column.split(sizes) for column in columns), strict=True)
+    return [_narrowed(Near(o, i, d, r, near.origins), first.k) for o, i, d, r in parts]
 
 
 def _narrowed(near: Near, k: int | None) -> Near:
     """Without the places that only other questions' samples needed."""
     width = most(near.found.sum(1), k)
-    columns = (part[:, :width] for part in (near.origin, near.ids, near.distances, near.rows))
-    return Near(*columns, near.origins)
+    return Near(
+        near.origin[:, :width], near.ids[:, :width], near.distances[:, :width], near.rows[:, :width], near.origins
+    )
 
 
 def _check_room(samples: int, numbers: int) -> None:

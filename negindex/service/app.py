@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -31,7 +31,8 @@ _TITLE = "The request cannot be answered"
 _OWN_FAULT = "the fault is the service's own; its log says where"
 
 Message = MutableMapping[str, Any]
-Receive, Send = Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]
+Receive: TypeAlias = Callable[[], Awaitable[Message]]
+Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 
 def make_app(settings: Settings, keyless: bool = False) -> FastAPI:
@@ -79,12 +80,14 @@ class Watched:
             await send(message)
 
         try:
+            if sum(len(name) + len(value) for name, value in scope["headers"]) > self._state.settings.header_bytes:
+                await _problem(431, _TITLE, "the headers are too large", "InvalidInput")(scope, receive, noted)
+                return
             await self._app(scope, receive, noted)
         except Exception as error:
             log("fault", 40, error=type(error).__name__)
             if not status:
-                told = _problem(500, _TITLE, _OWN_FAULT)
-                await told(scope, receive, noted)  # type: ignore[arg-type]
+                await _problem(500, _TITLE, _OWN_FAULT)(scope, receive, noted)
             raise
         finally:
             self._log(scope, status, time.perf_counter() - began)

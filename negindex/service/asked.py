@@ -53,7 +53,7 @@ S = TypeVar("S", bound=Asked)
 def read(kind: type[S], said: dict[str, Any]) -> S:
     """What was said, if it is of this kind; raises InvalidInput, naming the part that is not."""
     try:
-        return kind(**said)
-    except (ValidationError, TypeError) as error:
-        first = error.errors(include_input=False)[0] if isinstance(error, ValidationError) else {"loc": (), "msg": error}
+        return kind.model_validate(said)
+    except ValidationError as error:
+        first = error.errors(include_input=False)[0]
         raise InvalidInput(f"{'.'.join(map(str, first['loc']))}: {first['msg']}"[:300]) from error

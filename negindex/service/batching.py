@@ -11,7 +11,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from negindex.errors import NegindexError, Unreachable
 
-Q, R = TypeVar("Q"), TypeVar("R")
+Q = TypeVar("Q")
+R = TypeVar("R")
 
 
 class _Waiting(NamedTuple):
@@ -28,9 +29,7 @@ class Lane(Generic[Q, R]):
     Not for several threads: it lives in one event loop.
     """
 
-    def __init__(
-        self, answer: Callable[[Sequence[Q]], Sequence[R]], pool: Executor, most: int, waiting: int
-    ) -> None:
+    def __init__(self, answer: Callable[[Sequence[Q]], Sequence[R]], pool: Executor, most: int, waiting: int) -> None:
         """answer: of questions of one group, in ``pool``. most: samples of one call; waiting: that may wait."""
         self._answer, self._pool, self._most, self._limit = answer, pool, most, waiting
         self._groups: OrderedDict[Hashable, list[_Waiting]] = OrderedDict()
@@ -83,5 +82,5 @@ class Lane(Generic[Q, R]):
             return self._answer(questions)
         except NegindexError as error:
             return [error] if len(questions) == 1 else [one for q in questions for one in self._told([q])]
-        except Exception as error:  # noqa: BLE001, handed on to whoever asks
+        except Exception as error:
             return [error] * len(questions)

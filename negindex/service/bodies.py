@@ -22,7 +22,7 @@ _KERNEL: Arrays = {"temperatures": Array(("F64",), 2, optional=True), "projectio
 KERNEL = _KERNEL
 POSTERIOR_ASKED: Arrays = {"x_t": Array(FLOATS), "alpha": _ONES, "sigma": _ONES, **_KERNEL, **_VIEW}
 POSTERIOR_TOLD: Arrays = {
-    **{name: _ONES for name in ("log_norm", "log_tail", "log_unread", "error")},
+    **dict.fromkeys(("log_norm", "log_tail", "log_unread", "error"), _ONES),
     "mean": Array(FLOATS),
     "ids": Array(("I64",), 2),
     "log_weight": Array(("F64",), 2),

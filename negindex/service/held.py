@@ -23,7 +23,8 @@ from negindex.service.bodies import name_of
 from negindex.snapshot import Snapshot
 from negindex.store import CATALOGUE
 
-K, V = TypeVar("K"), TypeVar("V")
+K = TypeVar("K")
+V = TypeVar("V")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 KEPT = 16  # kernels and views, each, that one set remembers
 

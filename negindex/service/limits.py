@@ -68,7 +68,9 @@ def _length(request: Request, most: int) -> int:
     if not (said.isascii() and said.isdecimal()) or len(said) > 18:
         raise Refused(411, "a body of no stated length; send Content-Length", "InvalidInput")
     if int(said) > most:
-        raise Refused(413, f"a body of {int(said)} bytes, at most {most}; ask about fewer samples at once", "OutOfRange")
+        raise Refused(
+            413, f"a body of {int(said)} bytes, at most {most}; ask about fewer samples at once", "OutOfRange"
+        )
     return int(said)
 
 

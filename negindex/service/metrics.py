@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -13,9 +12,6 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from negindex.near import Near
 from negindex.partial import Partial
 from negindex.states import Version
-
-if TYPE_CHECKING:
-    from negindex.service.answering import Question
 
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -40,7 +36,9 @@ class Metrics:
             registry=own,
             buckets=_SECONDS,
         )
-        self._batch = Histogram("negindex_call_samples", "Samples that one call answers.", registry=own, buckets=_SAMPLES)
+        self._batch = Histogram(
+            "negindex_call_samples", "Samples that one call answers.", registry=own, buckets=_SAMPLES
+        )
         self._captured = Histogram(
             "negindex_captured_share",
             "Share of the posterior weight read row by row, per sample.",
@@ -95,20 +93,19 @@ class Metrics:
     def answered(
         self,
         name: str,
-        asked: Sequence[Question],
-        told: Sequence[Partial] | Sequence[Near],
+        told: Sequence[Partial | Near],
+        wanted: Sequence[float | None],
         search: float,
         write: float,
     ) -> None:
-        """One call."""
+        """One call, its answers, and the error that each question asked for."""
         self.stage("search", search)
         self.stage("write", write)
         self._batch.observe(sum(len(one.mean) if isinstance(one, Partial) else len(one.rows) for one in told))
         captured, degraded = self._captured.labels(name), 0
-        for question, one in zip(asked, told, strict=True):
+        for one, limit in zip(told, wanted, strict=True):
             if isinstance(one, Partial):
-                wanted = getattr(question, "error", None)
-                degraded += 0 if wanted is None else int((one.error > wanted).sum())
+                degraded += 0 if limit is None else int((one.error > limit).sum())
                 for share in one.captured.tolist():
                     captured.observe(share)
         if degraded:

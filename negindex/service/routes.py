@@ -68,7 +68,9 @@ async def health(request: Request, name: Name) -> dict[str, Any]:
 
 
 @router.get("/sets/{name}/versions/{version}", **needs(*ROLES))
-async def version(request: Request, state: TheState, name: Name, version: Number, label: Label = None) -> dict[str, Any]:
+async def version(
+    request: Request, state: TheState, name: Name, version: Number, label: Label = None
+) -> dict[str, Any]:
     """The set at one version; 404 where there is none, 410 where its rows were erased since."""
     held = await held_of(request, name)
     return await asyncio.to_thread(_about, state, held, Which(version, label))

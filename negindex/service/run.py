@@ -1,4 +1,4 @@
-"""The service's processes: workers that answer on one socket, one that keeps the sets in order, and who watches them."""
+"""The service's processes: workers that answer on one socket, one that keeps the sets in order, and their watcher."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from negindex.service.logs import log, log_config
 from negindex.service.metrics import SHARED
 from negindex.service.settings import Settings, check_exposure
 
+BACKLOG = 2048  # connections that wait
 KEEP_ALIVE = 75  # seconds that a connection may be idle
 _AGAIN = 5.0  # seconds before a janitor that ended is started anew
 
@@ -42,6 +43,7 @@ def run(settings: Settings) -> None:
         os.environ[SHARED] = shared
         config = config_of(settings, functools.partial(worker, settings, keyless, os.getpid()))
         config.configure_logging()
+        listening.listen(BACKLOG)  # whoever comes before the workers are up waits for them
         address, port = listening.getsockname()[:2]
         log("listening", address=address, port=port, tls=settings.has_tls, keys=not keyless, workers=settings.workers)
         supervisor = Supervisor(config, [listening], settings)
@@ -72,7 +74,9 @@ def check(settings: Settings) -> bool:
 def bound(settings: Settings) -> socket.socket:
     """A socket on the address; raises InvalidInput where it cannot be had."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening = socket.socket(
+        family, socket.SOCK_STREAM, socket.IPPROTO_TCP
+    )  # named, or asyncio leaves Nagle's delay on
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((settings.host, settings.port))
@@ -98,6 +102,7 @@ def config_of(settings: Settings, app: functools.partial[FastAPI]) -> uvicorn.Co
         proxy_headers=False,
         server_header=False,
         limit_concurrency=settings.connections,
+        backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=settings.grace_seconds,
         h11_max_incomplete_event_size=settings.header_bytes,
@@ -148,5 +153,3 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1.0)
     os.kill(os.getpid(), signal.SIGTERM)
-
-

@@ -43,6 +43,7 @@ class Settings(BaseSettings):
     connections: int = Field(1024, ge=1, description="Most connections of a worker.")
     rate: float = Field(500.0, gt=0, description="Requests a second of one key, per worker.")
     burst: float = Field(2000.0, ge=1, description="Requests of one key at once, per worker.")
+    strangers: float = Field(5.0, gt=0, description="Wrong keys a second of one address, per worker.")
     pins: int = Field(64, ge=1, description="Versions of a set that a worker keeps open for samplers in mid-run.")
     upkeep_seconds: float = Field(60.0, gt=0, description="Between rounds of compaction, settling and alarms.")
     webhook: SecretStr | None = Field(None, description="URL that is told of deadlines that are near or missed.")
@@ -51,7 +52,12 @@ class Settings(BaseSettings):
 
     @classmethod
     def settings_customise_sources(
-        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, **_: Any
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Everything comes through ``read_settings``, which knows where each value is from."""
         return (init_settings,)
@@ -81,7 +87,8 @@ def read_settings(flags: dict[str, Any], file: Path | None = None) -> tuple[Sett
             f"file {file}": None if file is None else TomlConfigSettingsSource(Settings, file),
         }
         found = {origin: source() for origin, source in sources.items() if source is not None}
-        values, origins = {}, dict.fromkeys(Settings.model_fields, "default")
+        values: dict[str, Any] = {}
+        origins = dict.fromkeys(Settings.model_fields, "default")
         for origin, said in reversed(found.items()):
             values |= said
             origins |= dict.fromkeys(said, origin)
@@ -110,12 +117,10 @@ def check_exposure(settings: Settings, keys: bool) -> list[str]:
     missing += [] if keys else ["no keys: whoever reaches the port may ask"]
     if missing and not settings.insecure:
         raise NotAllowed(
-            f"{settings.host} can be reached from other machines, and there is {'; '.join(missing)}. Give --certificate "
-            "and --certificate-key, and make keys (`negindex apikey create`); or say --insecure"
+            f"{settings.host} can be reached from other machines, and there is {'; '.join(missing)}. Give "
+            "--certificate and --certificate-key, and make keys (`negindex apikey create`); or say --insecure"
         )
     return missing
-
-
 
 
 def _origin(name: str, origin: str) -> str:

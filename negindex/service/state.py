@@ -23,7 +23,7 @@ from negindex.service.settings import Settings
 
 TICK = 0.25  # seconds between looks at what the sets' records say
 BODIES = 8  # largest bodies that a worker has room for at once
-STRANGERS = 5.0, 20.0  # failed keys a second, and at once, of one address
+PATIENCE = 4.0  # seconds' worth of wrong keys that an address may send at once
 POOL = 4  # sets that are searched at once
 
 
@@ -36,7 +36,7 @@ class State:
         self.sets = Sets(settings.root, settings.pins)
         self.door = Door(settings.root, keyless)
         self.rate = Rate(settings.rate, settings.burst)
-        self.strangers = Rate(*STRANGERS)
+        self.strangers = Rate(settings.strangers, PATIENCE * settings.strangers)
         self.room = Room(BODIES * settings.body_bytes)
         self.pool = ThreadPoolExecutor(POOL, "search")
         self.stopping = False

@@ -63,7 +63,7 @@ def _bytes(array: Tensor) -> memoryview:
     flat = array.reshape(-1)
     if flat.stride(0) != 1:  # of a single number
         flat = flat.clone(memory_format=torch.contiguous_format)
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data
 
 
 def unpacked(body: bytearray, wanted: Arrays) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -76,7 +76,7 @@ def unpacked(body: bytearray, wanted: Arrays) -> tuple[dict[str, Tensor], dict[s
         length = int.from_bytes(body[:8], "little")
         if not 0 < length <= min(HEADER_BYTES, len(body) - 8):
             raise ValueError(f"a header of {length} bytes in a body of {len(body)}, at most {HEADER_BYTES}")
-        header = _json(body[8 : 8 + length])
+        header = _json(bytes(body[8 : 8 + length]))
         said = _json(header.pop("__metadata__")[_SAID])
         if not isinstance(said, dict):
             raise TypeError("what is said is no object")
