@@ -43,29 +43,25 @@ def processes(root, *words, **environment):
     command = [sys.executable, "-m", "negindex.tools", "serve", str(root), "--port", "0", *map(str, words)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-    lines = []
+    lines = done.lines = []
+    reader = threading.Thread(target=lambda: lines.extend(done.stderr), daemon=True)
+    reader.start()
     try:
-        for line in done.stderr:
-            lines.append(line)
-            if '"listening"' in line:
-                break
-        else:
-            raise AssertionError("".join(lines))
-        said = json.loads(lines[-1])
-        reader = threading.Thread(target=lambda: lines.extend(done.stderr), daemon=True)
-        reader.start()
-        scheme = "https" if said["tls"] else "http"
-        done.lines = lines
-        yield f"{scheme}://127.0.0.1:{said['port']}", done
+        while not any('"listening"' in line for line in lines):
+            assert done.poll() is None, "".join(lines)
+            time.sleep(0.01)
+        said = next(json.loads(line) for line in lines if '"listening"' in line)
+        yield f"{'https' if said['tls'] else 'http'}://127.0.0.1:{said['port']}", done
     finally:
         if done.poll() is None:
             done.send_signal(signal.SIGTERM)
         try:
-            done.wait(30)
-        except subprocess.TimeoutExpired:
+            done.wait(40)
+        finally:
             done.kill()
-            raise
-        done.stdout.close()
+            reader.join(10)
+            done.stdout.close()
+            done.stderr.close()
 
 
 def figure(text, name):

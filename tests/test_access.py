@@ -144,7 +144,7 @@ def test_what_is_kept_is_a_hash_that_the_owner_alone_can_read(tmp_path):
     text, key = create_key(tmp_path, ["sampler"], ["a"], name="ci")
     path = tmp_path / "keys"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert text.rpartition("_")[2] not in path.read_text()
+    assert text[17:] not in path.read_text()
     assert load_keys(tmp_path) == [key]
     path.chmod(0o640)
     with pytest.raises(NotAllowed, match="chmod 600"):
@@ -191,5 +191,5 @@ def test_the_command_shows_a_key_once_and_lists_no_secret(tmp_path):
     run("revoke", tmp_path, listed["id"])
     shown = run("list", tmp_path).stdout
     assert "revoked" in shown
-    assert text.rpartition("_")[2] not in shown
+    assert text[17:] not in shown
     assert Door(tmp_path, keyless=False).caller(f"Bearer {text}") is None

@@ -23,6 +23,8 @@ from negindex.tools.bench_times import Spent
 from negindex.tools.common import errors_to_exit_codes, machine
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from negindex.collection import Collection
     from negindex.negatives import Negatives
 
@@ -86,16 +88,17 @@ def serve(
 def _latency(made: Collection, url: str, asks: int) -> None:
     from negindex import RemoteNegatives
 
-    here, there = [], []
+    here: list[float] = []
+    there: list[float] = []
     with RemoteNegatives(url, NAME) as remote:
         sets: list[tuple[Negatives, list[float]]] = [(made.pin(), here), (remote.pin(), there)]
         for x in _samples(asks + 5):
             for negatives, spent in sets:
                 spent.append(_one(negatives, x))
-    one, other = Spent.of(here[5:]), Spent.of(there[5:])
+    one, other = Spent.of(here[5:]), Spent.of(there[5:])  # the first few warm up
     click.echo(f"{'ms, batch 1':32}{'p50':>9}{'p99':>9}")
-    for name, spent in (("in the process", one), ("over HTTP", other)):
-        click.echo(f"  {name:30}{spent.middle:9.2f}{spent.late:9.2f}")
+    for name, told in (("in the process", one), ("over HTTP", other)):
+        click.echo(f"  {name:30}{told.middle:9.2f}{told.late:9.2f}")
     click.echo(f"  {'HTTP costs':30}{other.middle - one.middle:9.2f}")
 
 
@@ -111,9 +114,8 @@ def _together(made: Collection, url: str, samplers: int, clients: int, seconds: 
         spent = Spent.of(told.seconds)
         figures = f"{spent.middle:9.1f}{spent.late:9.1f}{told.rate:11.1f}{told.errors:8}{told.versions:10}"
         click.echo(f"  {name:30}{figures}")
-    click.echo(
-        f"  HTTP answers {there.rate / here.rate:.0%} of what the process does, {changed.rate / here.rate:.0%} with"
-    )
+    shares = f"{there.rate / here.rate:.0%} of what the process does, {changed.rate / here.rate:.0%}"
+    click.echo(f"  HTTP answers {shares} while {count[0]} claims come and go")
 
 
 def _seen(made: Collection, url: str, workers: int, changes: int, log: Path) -> None:
@@ -140,11 +142,11 @@ def _seen(made: Collection, url: str, workers: int, changes: int, log: Path) -> 
 # -- who asks ------------------------------------------------------------------------------
 
 
-def _one(negatives: Negatives, x: object) -> float:
+def _one(negatives: Negatives, x: Tensor) -> float:
     from negindex.noise import NoiseLevel
 
     began = time.perf_counter()
-    negatives.posterior(x, NoiseLevel(0.7, 0.7))  # type: ignore[arg-type]
+    negatives.posterior(x, NoiseLevel(0.7, 0.7))
     return time.perf_counter() - began
 
 
@@ -214,13 +216,13 @@ def _warm(_: int) -> None:
 # -- what is asked -------------------------------------------------------------------------
 
 
-def _rows(count: int, seed: int) -> object:
+def _rows(count: int, seed: int) -> Tensor:
     import torch
 
     return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
-def _samples(count: int, seed: int = 0) -> Sequence[object]:
+def _samples(count: int, seed: int = 0) -> list[Tensor]:
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -231,7 +233,7 @@ def _made(folder: Path, rows: int, calibrated: bool) -> Collection:
     from negindex import Collection
 
     made = Collection.create(folder / NAME, SHAPE, "pixels")
-    made.add(_rows(rows, seed=1), [str(i) for i in range(rows)])  # type: ignore[arg-type]
+    made.add(_rows(rows, seed=1), [str(i) for i in range(rows)])
     if calibrated:
         made.calibrate()
     return made
@@ -246,7 +248,7 @@ def _claims(made: Collection) -> Iterator[list[int]]:
         while not end.wait(1.0):
             rows = _rows(1, seed=5000 + count[0])
             key = [f"claimed-{count[0]}"]
-            claim = made.claims.open("dmca", NOTICE, rows=rows, source_keys=key, by="bench")  # type: ignore[arg-type]
+            claim = made.claims.open("dmca", NOTICE, rows=rows, source_keys=key, by="bench")
             made.claims.accept(claim.number, by="bench")
             made.claims.withdraw(claim.number, by="bench", reason="measured")
             count[0] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging.config
 import multiprocessing
 import os
 import signal
@@ -12,13 +13,15 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from multiprocessing.context import SpawnProcess
 
 import torch
 import uvicorn
 from fastapi import FastAPI
 from prometheus_client.multiprocess import mark_process_dead
-from uvicorn.supervisors import Multiprocess
+from uvicorn.config import STARTUP_FAILURE
 
 from negindex.errors import InvalidInput, NotThere
 from negindex.service import janitor
@@ -30,7 +33,8 @@ from negindex.service.settings import Settings, check_exposure
 
 BACKLOG = 2048  # connections that wait
 KEEP_ALIVE = 75  # seconds that a connection may be idle
-_AGAIN = 5.0  # seconds before a janitor that ended is started anew
+LOOK_EVERY = 0.2  # seconds between looks at the processes
+END_WITHIN = 5.0  # seconds beyond the grace after which a process is killed
 
 
 def run(settings: Settings) -> None:
@@ -39,18 +43,14 @@ def run(settings: Settings) -> None:
     Raises NotThere, NotAllowed, InvalidInput before anything listens.
     """
     keyless = check(settings)
-    with tempfile.TemporaryDirectory(prefix="negindex-metrics-") as shared, bound(settings) as listening:
+    logging.config.dictConfig(log_config(settings.log_level))
+    with tempfile.TemporaryDirectory(prefix="negindex-metrics-") as shared, ExitStack() as open_here:
         os.environ[SHARED] = shared
-        config = config_of(settings, functools.partial(worker, settings, keyless, os.getpid()))
-        config.configure_logging()
-        listening.listen(BACKLOG)  # whoever comes before the workers are up waits for them
-        address, port = listening.getsockname()[:2]
+        sockets = [open_here.enter_context(one) for one in listening(settings)]
+        address, port = sockets[0].getsockname()[:2]
         log("listening", address=address, port=port, tls=settings.has_tls, keys=not keyless, workers=settings.workers)
-        supervisor = Supervisor(config, [listening], settings)
-        supervisor.run()
-        supervisor.close()
-    if any(process.exitcode == uvicorn.config.STARTUP_FAILURE for process in supervisor.processes):
-        raise InvalidInput("a worker did not start; its log lines say why")
+        Supervisor(settings, keyless, sockets).run()
+    log("ended")
 
 
 def check(settings: Settings) -> bool:
@@ -71,20 +71,36 @@ def check(settings: Settings) -> bool:
     return not keys and (settings.is_local or settings.insecure)
 
 
-def bound(settings: Settings) -> socket.socket:
-    """A socket on the address; raises InvalidInput where it cannot be had."""
+def listening(settings: Settings) -> list[socket.socket]:
+    """A socket a worker, all on one port: the system spreads connections over them evenly.
+
+    Whoever connects before the workers are up waits for them. Raises InvalidInput where the port cannot be had.
+    """
+    first = bound(settings)
+    if settings.workers == 1:
+        first.listen(BACKLOG)
+        return [first]
+    port = first.getsockname()[1]
+    first.close()  # the port is nobody else's, and can be shared
+    sockets = [bound(settings, port, shared=True) for _ in range(settings.workers)]
+    for one in sockets:
+        one.listen(BACKLOG)
+    return sockets
+
+
+def bound(settings: Settings, port: int | None = None, *, shared: bool = False) -> socket.socket:
+    """A socket on the address; raises InvalidInput where it cannot be had. shared: several of this user may be."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listening = socket.socket(
-        family, socket.SOCK_STREAM, socket.IPPROTO_TCP
-    )  # named, or asyncio leaves Nagle's delay on
+    one = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or asyncio leaves Nagle's delay on
     try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((settings.host, settings.port))
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        one.bind((settings.host, settings.port if port is None else port))
     except OSError as error:
-        listening.close()
+        one.close()
         raise InvalidInput(f"cannot listen on {settings.host} port {settings.port} ({error}); name others") from error
-    listening.set_inheritable(True)
-    return listening
+    return one
 
 
 def config_of(settings: Settings, app: functools.partial[FastAPI]) -> uvicorn.Config:
@@ -92,7 +108,6 @@ def config_of(settings: Settings, app: functools.partial[FastAPI]) -> uvicorn.Co
     return uvicorn.Config(
         app,
         factory=True,
-        workers=settings.workers,
         loop="asyncio",
         http="h11",
         ws="none",
@@ -111,42 +126,71 @@ def config_of(settings: Settings, app: functools.partial[FastAPI]) -> uvicorn.Co
     )
 
 
-def worker(settings: Settings, keyless: bool, parent: int) -> FastAPI:
-    """The application in a process of its own, which ends when its parent has."""
+def work(settings: Settings, keyless: bool, parent: int, listens: socket.socket) -> None:
+    """A worker's process, which ends when its parent has."""
     torch.set_num_threads(settings.threads)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    return make_app(settings, keyless)
+    uvicorn.Server(config_of(settings, functools.partial(make_app, settings, keyless))).run([listens])
 
 
-class Supervisor(Multiprocess):
-    """Starts workers and the janitor anew where they end."""
+class Supervisor:
+    """Keeps the workers and the janitor running: one that ends is started anew."""
 
-    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket], settings: Settings) -> None:
-        super().__init__(config, sockets)
-        self._settings, self._last = settings, time.monotonic()
-        self._janitor = self._new_janitor()
+    def __init__(self, settings: Settings, keyless: bool, sockets: Sequence[socket.socket]) -> None:
+        me = os.getpid()
+        self._settings = settings
+        self._targets = {
+            f"worker-{i}": functools.partial(work, settings, keyless, me, one) for i, one in enumerate(sockets)
+        }
+        self._targets["janitor"] = functools.partial(janitor.work, settings, me)
+        self._running: dict[str, SpawnProcess] = {}
+        self._stop, self._renew = threading.Event(), threading.Event()
 
-    def keep_subprocess_alive(self) -> None:
-        before = {process.pid for process in self.processes}
-        super().keep_subprocess_alive()
-        for pid in before - {process.pid for process in self.processes}:
-            log("worker-replaced", 40, worker=pid)
-            mark_process_dead(pid)
-        if not self._janitor.is_alive() and time.monotonic() - self._last > _AGAIN:
-            log("janitor-replaced", 40, code=self._janitor.exitcode)
-            self._last, self._janitor = time.monotonic(), self._new_janitor()
+    def run(self) -> None:
+        """Until a signal says stop. Raises InvalidInput where a worker cannot start at all."""
+        for sign in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sign, lambda *_: self._stop.set())
+        signal.signal(signal.SIGHUP, lambda *_: self._renew.set())
+        try:
+            for name in self._targets:
+                self._start(name)
+            while not self._stop.wait(LOOK_EVERY):
+                self._look()
+                if self._renew.is_set():
+                    self._renew.clear()
+                    self._restart()
+        finally:
+            self._end(list(self._running))
 
-    def close(self) -> None:
-        """End the janitor."""
-        self._janitor.terminate()
-        self._janitor.join(self._settings.grace_seconds)
-        self._janitor.kill()
+    def _start(self, name: str) -> None:
+        self._running[name] = multiprocessing.get_context("spawn").Process(target=self._targets[name], name=name)
+        self._running[name].start()
 
-    def _new_janitor(self) -> SpawnProcess:
-        target = functools.partial(janitor.work, self._settings, os.getpid())
-        made = multiprocessing.get_context("spawn").Process(target=target, name="janitor")
-        made.start()
-        return made
+    def _look(self) -> None:
+        for name, process in list(self._running.items()):
+            if process.is_alive():
+                continue
+            if process.exitcode == STARTUP_FAILURE:
+                raise InvalidInput(f"{name} did not start; its log lines say why")
+            log("process-replaced", logging.ERROR, name=name, code=process.exitcode)
+            mark_process_dead(process.pid)
+            self._start(name)
+
+    def _restart(self) -> None:
+        for name in self._targets:
+            if not self._stop.is_set():
+                self._end([name])
+                self._start(name)
+
+    def _end(self, names: Sequence[str]) -> None:
+        """Let processes finish what is under way, for so long as the settings give them."""
+        for name in names:
+            self._running[name].terminate()
+        end = time.monotonic() + self._settings.grace_seconds + END_WITHIN
+        for name in names:
+            self._running[name].join(max(0.0, end - time.monotonic()))
+            self._running[name].kill()
+            self._running[name].join()
 
 
 def _end_with(parent: int) -> None:
