@@ -140,6 +140,14 @@ def test_without_keys_anybody_here_may_be_guarded_until_there_is_a_key(tmp_path)
     assert door.caller(None) is None  # somebody who takes the file away opens nothing
 
 
+def test_without_keys_only_this_machines_own_names_are_answered(tmp_path):
+    """A page from elsewhere, whose name was turned to 127.0.0.1 meanwhile, learns nothing from a browser here."""
+    with serving(tmp_path) as url, httpx.Client(base_url=url) as client:
+        assert client.get("/v1/sets").status_code == 200
+        assert client.get("/v1/sets", headers={"Host": "localhost:1"}).status_code == 200
+        assert client.get("/v1/sets", headers={"Host": "elsewhere.example"}).status_code == 403
+
+
 def test_what_is_kept_is_a_hash_that_the_owner_alone_can_read(tmp_path):
     text, key = create_key(tmp_path, ["sampler"], ["a"], name="ci")
     path = tmp_path / "keys"

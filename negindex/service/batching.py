@@ -54,16 +54,14 @@ class Lane(Generic[Q, R]):
         while self._groups:
             some = self._next()
             began = time.perf_counter()
-            loop = asyncio.get_running_loop()
-            told = await loop.run_in_executor(self._pool, self._told, [one.question for one in some])
-            for one, answer in zip(some, told, strict=True):
-                self._samples -= one.size
-                if one.told.done():  # whoever asked is gone
-                    continue
-                if isinstance(answer, BaseException):
-                    one.told.set_exception(answer)
-                else:
-                    one.told.set_result((answer, began - one.since))
+            told: Sequence[R | BaseException] = [Unreachable("the service is stopping; ask another")] * len(some)
+            try:
+                loop = asyncio.get_running_loop()
+                told = await loop.run_in_executor(self._pool, self._told, [one.question for one in some])
+            finally:  # whatever happens, nobody waits for ever
+                for one, answer in zip(some, told, strict=True):
+                    self._samples -= one.size
+                    _tell(one, answer, began)
 
     def _next(self) -> list[_Waiting]:
         """As many of the group that waits longest as one call takes; at least one."""
@@ -84,3 +82,12 @@ class Lane(Generic[Q, R]):
             return [error] if len(questions) == 1 else [one for q in questions for one in self._told([q])]
         except Exception as error:
             return [error] * len(questions)
+
+
+def _tell(one: _Waiting, answer: Any, began: float) -> None:
+    if one.told.done():  # whoever asked is gone
+        return
+    if isinstance(answer, BaseException):
+        one.told.set_exception(answer)
+    else:
+        one.told.set_result((answer, began - one.since))

@@ -65,15 +65,20 @@ class Settings(BaseSettings):
     @property
     def is_local(self) -> bool:
         """Whether only this machine can reach the address."""
-        try:
-            return ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_local(self.host)
 
     @property
     def has_tls(self) -> bool:
         """Whether there is a certificate."""
         return self.certificate is not None
+
+
+def is_local(host: str) -> bool:
+    """Whether a name or address means this machine alone."""
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def read_settings(flags: dict[str, Any], file: Path | None = None) -> tuple[Settings, dict[str, str]]:

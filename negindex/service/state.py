@@ -12,14 +12,14 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from negindex.errors import NegindexError
-from negindex.service.access import Caller, Door
+from negindex.service.access import NOBODY, Caller, Door
 from negindex.service.answering import Answer, Question, answers
 from negindex.service.batching import Lane
 from negindex.service.held import Held, Sets
 from negindex.service.limits import Rate, Refused, Room
 from negindex.service.logs import log
 from negindex.service.metrics import Metrics
-from negindex.service.settings import Settings
+from negindex.service.settings import Settings, is_local
 
 TICK = 0.25  # seconds between looks at what the sets' records say
 BODIES = 8  # largest bodies that a worker has room for at once
@@ -102,6 +102,8 @@ class Needs:
             state.strangers.check(request.client.host if request.client else "")
             detail = "no live key; send Authorization: Bearer and a key of `negindex apikey create`"
             raise Refused(401, detail, "NotAllowed", {"WWW-Authenticate": "Bearer"})
+        if caller is NOBODY and state.settings.is_local and not is_local(request.url.hostname or ""):
+            raise Refused(403, "another machine's name for this one; make keys, or ask 127.0.0.1", "NotAllowed")
         state.rate.check(caller.id)
         request.state.caller = caller
         if not caller.may(self.roles):
