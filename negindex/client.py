@@ -87,6 +87,10 @@ class RemoteNegatives(Negatives):
         """Rows (n, *S) float64 that are in force now, by their ids; for keys that may have them."""
         return self.pin().rows(ids)
 
+    def check_has_rows(self) -> None:
+        """Raise EmptySet, naming the label where there is one, where no row is in force."""
+        self.pin().check_has_rows()
+
     def __len__(self) -> int:
         return len(self.pin())
 
@@ -291,12 +295,16 @@ class RemoteSnapshot(Negatives):
             found = f"{said.get('set_id')!r} at version {said.get('version')!r}"
             raise Damaged(f"an answer of {found}, and {self.set_id} at {self.version} was asked; see to the service")
 
-    def _check_samples(self, x: Tensor) -> None:
-        if not self._count and self._set.label is not None:
+    def check_has_rows(self) -> None:
+        """Raise EmptySet, naming the label where there is one, where no row is in force."""
+        if not self._count:
+            what = "the set" if self._set.label is None else f"the label {self._set.label!r}"
             raise EmptySet(
-                f"the label {self._set.label!r} has no row in force, so nothing can be said about what is near; "
-                "add rows under it, or leave the label out"
+                f"{what} has no row in force, so nothing can be said about what is near; add rows, or leave it out"
             )
+
+    def _check_samples(self, x: Tensor) -> None:
+        self.check_has_rows()
         super()._check_samples(x)
 
 

@@ -348,3 +348,24 @@ def test_memory_does_not_grow_over_200_versions(tmp_path):
         remote.close()
     print(f"resident {before} kB before and {after} kB after 200 versions")
     assert after < 1.05 * before
+
+
+def test_generate_takes_a_set_from_a_service(tmp_path, monkeypatch):
+    from negindex.errors import InvalidInput
+    from negindex.tools.places import Place, opened
+
+    key, _ = create_key(tmp_path, ["sampler"])
+    with Collection.create(tmp_path / "a.set", SHAPE, "pixels") as made:
+        made.add(rows(2), ["a", "b"], label="logos")
+    with serving(tmp_path, keyless=False) as url:
+        place = Place().convert(f"{url}/v1/sets/a.set", None, None)
+        monkeypatch.setenv("NEGINDEX_SERVICE_KEY", key)
+        with opened(place) as remote:
+            assert (len(remote), len(remote.where(label="logos"))) == (2, 2)
+            with pytest.raises(NegindexError, match="the label 'none' has no row in force"):
+                remote.where(label="none").check_has_rows()
+        with opened(Place().convert(str(tmp_path / "a.set"), None, None)) as here:
+            assert isinstance(here, Collection)
+        for wrong in (url, f"{url}/v1/sets/", f"{url}/v1/sets/a/b"):
+            with pytest.raises(InvalidInput, match="names no set of a service"):
+                opened(wrong)
