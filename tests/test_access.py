@@ -145,7 +145,9 @@ def test_without_keys_only_this_machines_own_names_are_answered(tmp_path):
     with serving(tmp_path) as url, httpx.Client(base_url=url) as client:
         assert client.get("/v1/sets").status_code == 200
         assert client.get("/v1/sets", headers={"Host": "localhost:1"}).status_code == 200
-        assert client.get("/v1/sets", headers={"Host": "elsewhere.example"}).status_code == 403
+        assert client.get("/v1/sets", headers={"Host": "[::1]:8321"}).status_code == 200
+        for other in ("elsewhere.example", "127.0.0.1.elsewhere.example", "[", "[::2]", "192.0.2.1:8321"):
+            assert client.get("/v1/sets", headers={"Host": other}).status_code == 403
 
 
 def test_what_is_kept_is_a_hash_that_the_owner_alone_can_read(tmp_path):

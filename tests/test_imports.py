@@ -93,3 +93,8 @@ def test_the_command_line_starts_without_torch():
     code += "r = CliRunner().invoke(negindex.tools.cli.main, ['--help']); assert r.exit_code == 0; "
     code += "sys.exit(bool({'torch', 'diffusers', 'sklearn'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_asking_a_service_needs_none_of_what_serving_needs():
+    code = "import sys, negindex.client; sys.exit(bool({'fastapi', 'uvicorn', 'pydantic', 'httpx'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

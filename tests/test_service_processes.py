@@ -24,7 +24,7 @@ from small_sets import NOTICE, SHAPE, rows
 from worlds import ClosedForm, random_world
 
 from negindex import Collection, Exact, NoiseLevel, RemoteNegatives, Snapshot
-from negindex.errors import NegindexError, Unreachable
+from negindex.errors import Damaged, NegindexError, NotThere, Unreachable
 from negindex.sampler import guard
 from negindex.service.access import create_key
 from negindex.service.alarms import Bell, alarms
@@ -265,6 +265,22 @@ def test_a_round_compacts_settles_and_counts_and_goes_on_behind_a_bad_set(tmp_pa
     go_round(Settings(root=tmp_path), metrics, Bell(tmp_path, None))
     assert three.outstanding() == []
     assert 'negindex_claim_clocks{set="a.set",state="missed"} 0.0' in metrics.text().decode()
+
+
+def test_a_set_that_is_replaced_or_taken_away_is_not_answered_from_memory(tmp_path, three):
+    with serving(tmp_path) as url:
+        remote = RemoteNegatives(url, "a.set")
+        pinned = remote.pin()
+        three.path.rename(tmp_path / "b.set")
+        with pytest.raises(NotThere):
+            pinned.posterior(X, LEVEL)
+        with Collection.create(three.path, SHAPE, "pixels") as other:
+            other.add(rows(1, seed=5), ["z"])
+        with pytest.raises(Damaged, match="was asked"):  # version 1 of another set
+            pinned.posterior(X, LEVEL)
+        assert remote.posterior(X, LEVEL).count == 1
+        assert RemoteNegatives(url, "b.set").pin().set_id == pinned.set_id
+        remote.close()
 
 
 # -- TLS -----------------------------------------------------------------------------------

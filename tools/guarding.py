@@ -147,7 +147,9 @@ class Asked:
         from negindex import Kernel
         from negindex.sampler import guard
 
-        sets = [stack.enter_context(opened(place)) for place in self.negatives]
+        sets: list[Collection | RemoteNegatives] = [opened(place) for place in self.negatives]
+        for one in sets:
+            stack.enter_context(one)
         benign = None if self.reference is None else stack.enter_context(opened(self.reference))
         priors = {label: (_together(sets, label), prior) for label, prior in self.labels.items()}
         whole = [(_together(sets), self.prior)]

@@ -18,7 +18,7 @@ KEY = "NEGINDEX_SERVICE_KEY"
 _ROUTE = "/v1/sets/"
 
 
-class Place(click.ParamType):
+class Place(click.ParamType):  # type: ignore[type-arg]  # older ones take no argument
     """A path, or https://HOST:PORT/v1/sets/NAME as text."""
 
     name = "set"

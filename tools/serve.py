@@ -38,7 +38,10 @@ class _ServeCommand(click.Command):
     """Takes its flags from the settings, which load only when the command is asked for."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        from negindex.service.settings import PREFIX, Settings
+        try:
+            from negindex.service.settings import PREFIX, Settings
+        except ModuleNotFoundError as error:
+            raise click.UsageError(f'{error.name} is missing: pip install "negindex[service]"') from error
 
         known = super().get_params(ctx)
         for name, kind in _FLAGS.items():

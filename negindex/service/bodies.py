@@ -88,7 +88,7 @@ def name_of(digests: Collection[str]) -> str:
 def in_numbers(values: Tensor, numbers: str) -> Tensor:
     """Float64 values as they are asked for; raises OutOfRange where those cannot hold them."""
     wire = values.to(NUMBERS[numbers])
-    if wire.numel() and not bool(torch.isfinite(wire).all()):
+    if wire is not values and wire.numel() and not bool(torch.isfinite(wire).all()):
         raise OutOfRange(
             f"values up to {float(values.abs().max()):g}, beyond {numbers}; ask for float64 (wire='float64')"
         )

@@ -193,7 +193,7 @@ class Sets:
             raise NotThere(f"no set {name!r} is served here")
         with self._lock:
             found = self._held.get(name)
-            if found is not None and found.identity != _identity(path):
+            if found is not None and not _is_there(found):
                 found.close()
                 found = None
             if found is None:
@@ -201,8 +201,12 @@ class Sets:
             return found
 
     def open(self) -> list[Held]:
-        """Those that were asked for so far."""
+        """Those that were asked for so far; one that is no longer there is closed."""
         with self._lock:
+            for name, held in list(self._held.items()):
+                if not _is_there(held):
+                    del self._held[name]
+                    held.close()
             return list(self._held.values())
 
     def close(self) -> None:
@@ -231,6 +235,14 @@ def _remembered(kept: OrderedDict[K, V], key: K, value: V, most: int = KEPT) -> 
     while len(kept) > most:
         kept.popitem(last=False)
     return value
+
+
+def _is_there(held: Held) -> bool:
+    """Whether the directory is still the one that was opened."""
+    try:
+        return held.identity == _identity(held.path)
+    except NotThere:
+        return False
 
 
 def _identity(path: Path) -> tuple[int, int]:

@@ -57,6 +57,11 @@ class State:
         self.pool.shutdown()
         self.sets.close()
 
+    @property
+    def watches(self) -> bool:
+        """Whether the sets' records are looked at, as they must be for erasures to be let through."""
+        return self._ticks is not None and not self._ticks.done()
+
     async def ask(self, held: Held, question: Question, samples: int) -> Answer:
         """The answer to a question, together with others that wait."""
         lane = self._lanes.get(held)
@@ -82,7 +87,7 @@ class State:
             try:
                 held.let_go()
                 self.metrics.knows(held.name, held.collection.newest(), datetime.now(UTC))
-            except NegindexError as error:
+            except (NegindexError, OSError) as error:
                 log("set-unreadable", 40, set=held.name, error=type(error).__name__)
         for gone in self._lanes.keys() - set(opened):
             self._lanes.pop(gone, None)
@@ -102,7 +107,7 @@ class Needs:
             state.strangers.check(request.client.host if request.client else "")
             detail = "no live key; send Authorization: Bearer and a key of `negindex apikey create`"
             raise Refused(401, detail, "NotAllowed", {"WWW-Authenticate": "Bearer"})
-        if caller is NOBODY and state.settings.is_local and not is_local(request.url.hostname or ""):
+        if caller is NOBODY and state.settings.is_local and not is_local(_host_named(request)):
             raise Refused(403, "another machine's name for this one; make keys, or ask 127.0.0.1", "NotAllowed")
         state.rate.check(caller.id)
         request.state.caller = caller
@@ -118,6 +123,12 @@ def state_of(request: Request) -> State:
     """The worker's state."""
     state: State = request.app.state.negindex
     return state
+
+
+def _host_named(request: Request) -> str:
+    """Whom the caller means to ask, without the port."""
+    name = request.headers.get("host", "")
+    return name.partition("]")[0] + "]" if name.startswith("[") else name.partition(":")[0]
 
 
 async def held_of(request: Request, name: str) -> Held:
