@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from negindex.calibration import Calibration, calibrate
+    from negindex.client import RemoteNegatives
     from negindex.collection import Collection
     from negindex.errors import NegindexError
     from negindex.exact import Exact
@@ -35,6 +36,7 @@ __all__ = [
     "Origin",
     "Partial",
     "Receipt",
+    "RemoteNegatives",
     "Snapshot",
     "Union",
     "Version",
@@ -48,6 +50,7 @@ _HOME = {
     "NoiseLevel": "noise",
     "Origin": "partial",
     "Receipt": "receipts",
+    "RemoteNegatives": "client",
     "Version": "states",
     "calibrate": "calibration",
 }

@@ -264,6 +264,12 @@ class Catalogue:
                  ORDER BY id"""
         return self.ask(sql, version)
 
+    def not_in_force(self, ids: Sequence[int], version: int) -> list[int]:
+        """Those of the ids that stand for no row in force at a version."""
+        number = int(version)
+        sql = f"SELECT id FROM rows WHERE added <= {number} AND (withdrawn IS NULL OR withdrawn > {number}) AND id IN"
+        return sorted(set(ids) - {row_id for (row_id,) in self._each(sql, ids)})
+
     def source_keys(self, ids: Sequence[int]) -> dict[int, str]:
         """{id: source key}, also of rows that were withdrawn since; an erased row has none."""
         sql = "SELECT id, source_key FROM rows WHERE source_key IS NOT NULL AND id IN"

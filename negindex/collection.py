@@ -414,6 +414,11 @@ class Collection(Negatives):
                 self._newest = Snapshot(self._catalogue, *parts, self._store.derived, before=before)
             return self._newest
 
+    def let_go(self) -> None:
+        """Keep no snapshot for the next pin, so that files that were replaced since can go."""
+        with self._lock:
+            self._newest = None
+
     def where(self, *, label: str) -> Labelled:
         """The rows under a label, followed as the collection is: a set of negatives of its own."""
         return Labelled(self, label)

@@ -25,6 +25,7 @@ NegindexError                         1  failed
 │   ├── OnHold                           a legal hold keeps the row from being erased
 │   ├── ContentRefused                   content that a claim or an erasure keeps out of the set
 │   └── SchedulerReplaced                the guarded scheduler was swapped
+├── Unreachable                       1  a service did not answer
 └── Damaged                          13  integrity: bytes are not those that were written
     └── NewerFormat                      written by a later version of negindex
 
@@ -156,6 +157,10 @@ class ContentRefused(NotAllowed):
 
 class SchedulerReplaced(NotAllowed):
     """The pipeline no longer runs the scheduler that was guarded."""
+
+
+class Unreachable(NegindexError):
+    """A service did not answer: it is gone, too slow, too busy, or its answer cannot be trusted."""
 
 
 class Damaged(NegindexError):

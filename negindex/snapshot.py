@@ -204,6 +204,30 @@ class Snapshot(Scan):
         here = {int(i) for segment, places in self._parts for i in np.intersect1d(everywhere, segment.ids[places])}
         return {digest: [i for i in row_ids if i in here] for digest, row_ids in known.items()}
 
+    def not_in_force(self, ids: Sequence[int]) -> list[int]:
+        """Those of the ids that no row in force at this version has, by the record: none of those that it answers."""
+        return self._catalogue.not_in_force(ids, self.version)
+
+    def radius(self, kernel: Kernel) -> float:
+        """The rms radius of the rows, which errors are stated in; from the index where there is one for the kernel.
+
+        Cost: else one pass over all rows, the first time.
+        """
+        split = self._split
+        if split is not None and split.index.kernel == kernel.fingerprint:
+            return split.mixture.clusters.rms / split.scale
+        return self._radius
+
+    @cached_property
+    def _radius(self) -> float:
+        return self.moments().rms
+
+    @property
+    def files(self) -> set[str]:
+        """Names of the files that it keeps mapped: of rows, and the index that it has been asked by."""
+        split = self.so_far
+        return {*self.parts, *([] if split is None else [split.index.file])}
+
     def source_keys(self, ids: Sequence[int]) -> dict[int, str]:
         """{id: source key} of rows that an answer names."""
         return self._catalogue.source_keys(ids)

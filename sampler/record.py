@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import negindex
+from negindex.client import RemoteSnapshot
 from negindex.keys import Key
 from negindex.labelled import Labelled
 from negindex.negatives import Negatives
@@ -86,7 +87,7 @@ class Run:
         return {
             (origin.set_id, row_id): key
             for member in _members(self.correction.negatives)
-            if isinstance(member, Snapshot | Labelled)
+            if isinstance(member, Snapshot | Labelled | RemoteSnapshot)
             for origin in member.origins
             for row_id, key in member.source_keys(ids).items()
         }
@@ -120,7 +121,12 @@ def _members(negatives: Negatives) -> list[Negatives]:
 
 def _stated(negatives: Negatives) -> list[SetStated]:
     return [
-        SetStated(origin.set_id, origin.version, len(m), m.checkpoint if isinstance(m, Snapshot | Labelled) else None)
+        SetStated(
+            origin.set_id,
+            origin.version,
+            len(m),
+            m.checkpoint if isinstance(m, Snapshot | Labelled | RemoteSnapshot) else None,
+        )
         for m in _members(negatives)
         for origin in m.origins
     ]

@@ -14,6 +14,7 @@ import click
 from negindex.tools.bench_build import build
 from negindex.tools.bench_placement import placement
 from negindex.tools.bench_posterior import posterior
+from negindex.tools.bench_serve import serve
 from negindex.tools.bench_similar import similar
 from negindex.tools.bench_takedown import takedown
 from negindex.tools.common import errors_to_exit_codes, machine, quiet_diffusers
@@ -30,6 +31,7 @@ def bench() -> None:
 bench.add_command(build)
 bench.add_command(placement)
 bench.add_command(posterior)
+bench.add_command(serve)
 bench.add_command(similar)
 bench.add_command(takedown)
 

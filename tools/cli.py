@@ -28,6 +28,8 @@ _COMMANDS = {  # name: (module, what `negindex --help` says)
     "restore": ("backup", "Bring a collection back from a backup."),
     "generate": ("generate", "Sample images from a pipeline, guarded, with receipts."),
     "reference": ("reference", "Make a benign reference for a guard."),
+    "serve": ("serve", "Answer samplers over HTTP from the sets of a directory."),
+    "apikey": ("apikey", "Make, list and revoke the keys of the service."),
     "key": ("key", "Make and show the keys that sign checkpoints and receipts."),
     "bench": ("bench", "Measure what things cost on this machine."),
     "demo": ("demo", "Show the main job on real images, and check it."),

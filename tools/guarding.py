@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import click
 
 from negindex.tools.key import open_key
+from negindex.tools.places import Place, opened
 
 if TYPE_CHECKING:
-    from negindex import Collection, Kernel, Negatives
+    from negindex import Collection, Kernel, Negatives, RemoteNegatives
     from negindex.keys import Key
     from negindex.sampler import CopyGate, Gate, Guard, Rule, Window
     from negindex.sampler.guard import OnError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 PRIOR = 0.1
-_SET = click.Path(path_type=Path)
+_SET = Place()
 RULES: dict[str, dict[str, bool]] = {  # name: the numbers that it takes, with whether it needs them
     "paired": {},
     "safe-denoiser": {"beta_max": False},
@@ -30,7 +31,12 @@ RULES: dict[str, dict[str, bool]] = {  # name: the numbers that it takes, with w
     "mean-discrepancy": {"bandwidth": True, "strength": False},
 }
 _OPTIONS = (
-    click.option("--negatives", type=_SET, multiple=True, help="A collection to stay away from; again for more."),
+    click.option(
+        "--negatives",
+        type=_SET,
+        multiple=True,
+        help="A set to stay away from, or a service's https://HOST:PORT/v1/sets/NAME; again for more.",
+    ),
     click.option(
         "--label",
         "labels",
@@ -112,9 +118,9 @@ class Trigger(NamedTuple):
 class Asked:
     """A guard that fits together, before anything is opened."""
 
-    negatives: tuple[Path, ...]
+    negatives: tuple[Path | str, ...]
     labels: dict[str, float]  # each with its prior; none for the whole of the sets
-    reference: Path | None
+    reference: Path | str | None
     prior: float
     rule: Rule | None
     gate: Gate | Trigger | None
@@ -153,13 +159,14 @@ class Asked:
 
     def attach(self, pipe: Any, stack: ExitStack) -> list[Guard]:
         """Guard the pipeline until the stack is closed: one guard for the sets, or one a label."""
-        from negindex import Collection, Kernel
+        from negindex import Kernel
         from negindex.sampler import guard
 
         kernel = None if self.kernel_floor is None else Kernel.floored(self.kernel_floor)
-
-        sets = [stack.enter_context(Collection.open(path)) for path in self.negatives]
-        benign = None if self.reference is None else stack.enter_context(Collection.open(self.reference))
+        sets: list[Collection | RemoteNegatives] = [opened(place) for place in self.negatives]
+        for one in sets:
+            stack.enter_context(one)
+        benign = None if self.reference is None else stack.enter_context(opened(self.reference))
         priors = {label: (_together(sets, label), prior) for label, prior in self.labels.items()}
         whole = [(_together(sets), self.prior)]
         return [
@@ -182,14 +189,13 @@ class Asked:
         ]
 
 
-def _together(sets: Sequence[Collection], label: str | None = None) -> Negatives:
+def _together(sets: Sequence[Collection | RemoteNegatives], label: str | None = None) -> Negatives:
     """The sets, or their rows under a label, as one; a label that no row in force has raises EmptySet."""
     from negindex import Union
-    from negindex.labelled import Labelled
 
     if label is None:
         return sets[0] if len(sets) == 1 else Union(sets)
-    views = [Labelled(one, label) for one in sets]
+    views = [one.where(label=label) for one in sets]
     if not any(map(len, views)):
         views[0].check_has_rows()
     return views[0] if len(views) == 1 else Union(views)

@@ -1,0 +1,93 @@
+"""Questions that arrive together are answered together: one search and one gather for all of them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import Executor
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from negindex.errors import NegindexError, Unreachable
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+
+class _Waiting(NamedTuple):
+    question: Any
+    size: int
+    since: float
+    told: asyncio.Future[Any]
+
+
+class Lane(Generic[Q, R]):
+    """One set's questions, in the order in which their groups began to wait; one call is under way at a time.
+
+    While a call is under way, what arrives waits and is answered by the next one: nothing is held back for company.
+    Not for several threads: it lives in one event loop.
+    """
+
+    def __init__(self, answer: Callable[[Sequence[Q]], Sequence[R]], pool: Executor, most: int, waiting: int) -> None:
+        """answer: of questions of one group, in ``pool``. most: samples of one call; waiting: that may wait."""
+        self._answer, self._pool, self._most, self._limit = answer, pool, most, waiting
+        self._groups: OrderedDict[Hashable, list[_Waiting]] = OrderedDict()
+        self._samples = 0
+        self._task: asyncio.Task[None] | None = None
+
+    async def ask(self, group: Hashable, question: Q, size: int) -> tuple[R, float]:
+        """The answer, and the seconds that the question waited. Raises Unreachable where too many wait, and what
+        ``answer`` raises for this question.
+        """
+        if self._samples and self._samples + size > self._limit:
+            raise Unreachable(f"{self._samples} samples wait already, at most {self._limit}; try again, or add workers")
+        self._samples += size
+        one = _Waiting(question, size, time.perf_counter(), asyncio.get_running_loop().create_future())
+        self._groups.setdefault(group, []).append(one)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._work())
+        told: tuple[R, float] = await one.told
+        return told
+
+    async def _work(self) -> None:
+        while self._groups:
+            some = self._next()
+            began = time.perf_counter()
+            told: Sequence[R | BaseException] = [Unreachable("the service is stopping; ask another")] * len(some)
+            try:
+                loop = asyncio.get_running_loop()
+                told = await loop.run_in_executor(self._pool, self._told, [one.question for one in some])
+            finally:  # whatever happens, nobody waits for ever
+                for one, answer in zip(some, told, strict=True):
+                    self._samples -= one.size
+                    _tell(one, answer, began)
+
+    def _next(self) -> list[_Waiting]:
+        """As many of the group that waits longest as one call takes; at least one."""
+        group, waiting = self._groups.popitem(last=False)
+        taken, size = 0, 0
+        while taken < len(waiting) and (not taken or size + waiting[taken].size <= self._most):
+            size += waiting[taken].size
+            taken += 1
+        if waiting[taken:]:
+            self._groups[group] = waiting[taken:]
+        return waiting[:taken]
+
+    def _told(self, questions: list[Q]) -> Sequence[R | BaseException]:
+        """The answers; where they cannot be had together, each alone, so that an error reaches only who caused it."""
+        try:
+            return self._answer(questions)
+        except NegindexError as error:
+            return [error] if len(questions) == 1 else [one for q in questions for one in self._told([q])]
+        except Exception as error:
+            return [error] * len(questions)
+
+
+def _tell(one: _Waiting, answer: Any, began: float) -> None:
+    if one.told.done():  # whoever asked is gone
+        return
+    if isinstance(answer, BaseException):
+        one.told.set_exception(answer)
+    else:
+        one.told.set_result((answer, began - one.since))

@@ -1,0 +1,120 @@
+"""Figures for Prometheus: of one process, or of all workers where PROMETHEUS_MULTIPROC_DIR is set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from datetime import datetime
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from negindex.near import Near
+from negindex.partial import Partial
+from negindex.states import Version
+
+SHARED = "PROMETHEUS_MULTIPROC_DIR"
+MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+_SHARES = (0.5, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
+_SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
+
+
+class Metrics:
+    """What one process counts. Labels are sets, routes and stages: never keys, callers or rows."""
+
+    def __init__(self) -> None:
+        own = self._own = CollectorRegistry()
+        self._requests = Counter("negindex_requests", "Answers by status.", ["route", "status"], registry=own)
+        self._seconds = Histogram(
+            "negindex_request_seconds", "From header to answer.", ["route"], registry=own, buckets=_SECONDS
+        )
+        self._stages = Histogram(
+            "negindex_stage_seconds",
+            "read (the body), wait (for the call before), search (and gather), write (the answer).",
+            ["stage"],
+            registry=own,
+            buckets=_SECONDS,
+        )
+        self._batch = Histogram(
+            "negindex_call_samples", "Samples that one call answers.", registry=own, buckets=_SAMPLES
+        )
+        self._captured = Histogram(
+            "negindex_captured_share",
+            "Share of the posterior weight read row by row, per sample.",
+            ["set"],
+            registry=own,
+            buckets=_SHARES,
+        )
+        self._degraded = Counter(
+            "negindex_degraded_answers", "Samples whose stated error exceeds the one asked for.", ["set"], registry=own
+        )
+        self._strange = Counter(
+            "negindex_withdrawn_hits", "Rows named that are not in force; must be 0.", ["set"], registry=own
+        )
+        self._version = Gauge(
+            "negindex_set_version", "Newest version; of the worker most behind.", ["set"], registry=own,
+            multiprocess_mode="livemin",
+        )  # fmt: skip
+        self._age = Gauge(
+            "negindex_set_version_age_seconds", "Since the version came into force.", ["set"], registry=own,
+            multiprocess_mode="livemax",
+        )  # fmt: skip
+        self._due = Gauge(
+            "negindex_claim_clocks", "Clocks that call for somebody: near, or missed.", ["set", "state"], registry=own,
+            multiprocess_mode="livemax",
+        )  # fmt: skip
+
+    def knows(self, name: str, version: Version, now: datetime) -> None:
+        """A set that this process serves, and its newest version."""
+        self._strange.labels(name).inc(0)
+        self._degraded.labels(name).inc(0)
+        self._version.labels(name).set(version.version)
+        self._age.labels(name).set((now - datetime.fromisoformat(version.at)).total_seconds())
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """A request that was answered."""
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def stage(self, stage: str, seconds: float) -> None:
+        """Time that one part of an answer took."""
+        self._stages.labels(stage).observe(seconds)
+
+    def withdrawn_hits(self, name: str, rows: int) -> None:
+        """Rows that an answer would have named although they are not in force."""
+        self._strange.labels(name).inc(rows)
+
+    def clocks(self, name: str, near: int, missed: int) -> None:
+        """Clocks of a set's claims."""
+        self._due.labels(name, "near").set(near)
+        self._due.labels(name, "missed").set(missed)
+
+    def answered(
+        self,
+        name: str,
+        told: Sequence[Partial | Near],
+        wanted: Sequence[float | None],
+        search: float,
+        write: float,
+    ) -> None:
+        """One call, its answers, and the error that each question asked for."""
+        self.stage("search", search)
+        self.stage("write", write)
+        self._batch.observe(sum(len(one.mean) if isinstance(one, Partial) else len(one.rows) for one in told))
+        captured, degraded = self._captured.labels(name), 0
+        for one, limit in zip(told, wanted, strict=True):
+            if isinstance(one, Partial):
+                degraded += 0 if limit is None else int((one.error > limit).sum())
+                for share in one.captured.tolist():
+                    captured.observe(share)
+        if degraded:
+            self._degraded.labels(name).inc(degraded)
+
+    def text(self) -> bytes:
+        """What Prometheus scrapes: of all workers where they share a folder."""
+        if SHARED not in os.environ:
+            return bytes(generate_latest(self._own))
+        whole = CollectorRegistry()
+        MultiProcessCollector(whole)
+        return bytes(generate_latest(whole))

@@ -1,0 +1,199 @@
+"""The service's processes: workers that answer on one socket, one that keeps the sets in order, and their watcher."""
+
+from __future__ import annotations
+
+import functools
+import logging.config
+import multiprocessing
+import os
+import signal
+import socket
+import ssl
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from multiprocessing.context import SpawnProcess
+
+import torch
+import uvicorn
+from fastapi import FastAPI
+from prometheus_client.multiprocess import mark_process_dead
+from uvicorn.config import STARTUP_FAILURE
+
+from negindex.errors import InvalidInput, NotThere
+from negindex.service import janitor
+from negindex.service.access import load_keys
+from negindex.service.app import make_app
+from negindex.service.logs import log, log_config
+from negindex.service.metrics import SHARED
+from negindex.service.settings import Settings, check_exposure
+
+BACKLOG = 2048  # connections that wait
+KEEP_ALIVE = 75  # seconds that a connection may be idle
+LOOK_EVERY = 0.2  # seconds between looks at the processes
+END_WITHIN = 5.0  # seconds beyond the grace after which a process is killed
+
+
+def run(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; answers under way are finished first. SIGHUP replaces workers one by one.
+
+    Raises NotThere, NotAllowed, InvalidInput before anything listens.
+    """
+    keyless = check(settings)
+    logging.config.dictConfig(log_config(settings.log_level))
+    with tempfile.TemporaryDirectory(prefix="negindex-metrics-") as shared, ExitStack() as open_here:
+        os.environ[SHARED] = shared
+        sockets = [open_here.enter_context(one) for one in listening(settings)]
+        address, port = sockets[0].getsockname()[:2]
+        log("listening", address=address, port=port, tls=settings.has_tls, keys=not keyless, workers=settings.workers)
+        Supervisor(settings, keyless, sockets).run()
+    log("ended")
+
+
+def check(settings: Settings) -> bool:
+    """Whether anybody may ask. Raises where the settings do not go together, or would expose the sets."""
+    if not settings.root.is_dir():
+        raise NotThere(f"{settings.root} is no directory; name the one that holds the sets")
+    keys = load_keys(settings.root)
+    for word in check_exposure(settings, bool(keys)):
+        print(f"negindex: INSECURE, as asked: {word}", file=sys.stderr)
+    for path in (settings.certificate, settings.certificate_key):
+        if path is not None and not path.is_file():
+            raise NotThere(f"{path} is no file; name the certificate and its key in PEM")
+    if settings.certificate is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.certificate, settings.certificate_key)
+        except (ssl.SSLError, OSError) as error:
+            raise InvalidInput(f"{settings.certificate} and its key do not go together ({error})") from error
+    return not keys and (settings.is_local or settings.insecure)
+
+
+def listening(settings: Settings) -> list[socket.socket]:
+    """A socket a worker, all on one port: the system spreads connections over them evenly.
+
+    Whoever connects before the workers are up waits for them. Raises InvalidInput where the port cannot be had.
+    """
+    first = bound(settings)
+    if settings.workers == 1:
+        first.listen(BACKLOG)
+        return [first]
+    port = first.getsockname()[1]
+    first.close()  # the port is nobody else's, and can be shared
+    sockets = [bound(settings, port, shared=True) for _ in range(settings.workers)]
+    for one in sockets:
+        one.listen(BACKLOG)
+    return sockets
+
+
+def bound(settings: Settings, port: int | None = None, *, shared: bool = False) -> socket.socket:
+    """A socket on the address; raises InvalidInput where it cannot be had. shared: several of this user may be."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    one = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # named, or asyncio leaves Nagle's delay on
+    try:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        one.bind((settings.host, settings.port if port is None else port))
+    except OSError as error:
+        one.close()
+        raise InvalidInput(f"cannot listen on {settings.host} port {settings.port} ({error}); name others") from error
+    return one
+
+
+def config_of(settings: Settings, app: functools.partial[FastAPI]) -> uvicorn.Config:
+    """How uvicorn serves: no proxies are believed, and nothing says what serves."""
+    return uvicorn.Config(
+        app,
+        factory=True,
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_config=log_config(settings.log_level),
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=settings.connections,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=settings.grace_seconds,
+        h11_max_incomplete_event_size=settings.header_bytes,
+        ssl_certfile=settings.certificate,
+        ssl_keyfile=settings.certificate_key,
+    )
+
+
+def work(settings: Settings, keyless: bool, parent: int, listens: socket.socket) -> None:
+    """A worker's process, which ends when its parent has."""
+    torch.set_num_threads(settings.threads)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    uvicorn.Server(config_of(settings, functools.partial(make_app, settings, keyless))).run([listens])
+
+
+class Supervisor:
+    """Keeps the workers and the janitor running: one that ends is started anew."""
+
+    def __init__(self, settings: Settings, keyless: bool, sockets: Sequence[socket.socket]) -> None:
+        me = os.getpid()
+        self._settings = settings
+        self._targets = {
+            f"worker-{i}": functools.partial(work, settings, keyless, me, one) for i, one in enumerate(sockets)
+        }
+        self._targets["janitor"] = functools.partial(janitor.work, settings, me)
+        self._running: dict[str, SpawnProcess] = {}
+        self._stop, self._renew = threading.Event(), threading.Event()
+
+    def run(self) -> None:
+        """Until a signal says stop. Raises InvalidInput where a worker cannot start at all."""
+        for sign in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sign, lambda *_: self._stop.set())
+        signal.signal(signal.SIGHUP, lambda *_: self._renew.set())
+        try:
+            for name in self._targets:
+                self._start(name)
+            while not self._stop.wait(LOOK_EVERY):
+                self._look()
+                if self._renew.is_set():
+                    self._renew.clear()
+                    self._restart()
+        finally:
+            self._end(list(self._running))
+
+    def _start(self, name: str) -> None:
+        self._running[name] = multiprocessing.get_context("spawn").Process(target=self._targets[name], name=name)
+        self._running[name].start()
+
+    def _look(self) -> None:
+        for name, process in list(self._running.items()):
+            if process.is_alive():
+                continue
+            if process.exitcode == STARTUP_FAILURE:
+                raise InvalidInput(f"{name} did not start; its log lines say why")
+            log("process-replaced", logging.ERROR, name=name, code=process.exitcode)
+            mark_process_dead(process.pid)
+            self._start(name)
+
+    def _restart(self) -> None:
+        for name in self._targets:
+            if not self._stop.is_set():
+                self._end([name])
+                self._start(name)
+
+    def _end(self, names: Sequence[str]) -> None:
+        """Let processes finish what is under way, for so long as the settings give them."""
+        for name in names:
+            self._running[name].terminate()
+        end = time.monotonic() + self._settings.grace_seconds + END_WITHIN
+        for name in names:
+            self._running[name].join(max(0.0, end - time.monotonic()))
+            self._running[name].kill()
+            self._running[name].join()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGTERM)

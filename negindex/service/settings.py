@@ -1,0 +1,132 @@
+"""What the service is told: flags before environment (NEGINDEX_*) before a TOML file before defaults."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
+
+from negindex.errors import InvalidInput, NotAllowed, NotThere
+
+PREFIX = "NEGINDEX_"
+
+
+class Settings(BaseSettings):
+    """Every setting of the service; the description is the flag's help."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=True)
+
+    root: Path = Field(Path("."), description="The directory that holds the sets.")
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8321, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    workers: int = Field(1, ge=1, le=256, description="Processes that answer.")
+    threads: int = Field(1, ge=1, le=256, description="Threads that one worker computes with.")
+    certificate: Path | None = Field(None, description="TLS certificate chain, PEM.")
+    certificate_key: Path | None = Field(None, description="The certificate's key, PEM.")
+    insecure: bool = Field(False, description="Listen beyond this machine without TLS or keys, and say so.")
+    body_bytes: int = Field(1 << 26, ge=1024, le=1 << 32, description="Most bytes of a request's body.")
+    body_seconds: float = Field(30.0, gt=0, description="Longest time that a body may take to come.")
+    header_bytes: int = Field(1 << 14, ge=1024, le=1 << 20, description="Most bytes of a request's headers.")
+    samples: int = Field(1024, ge=1, description="Most samples of a request, and of requests answered together.")
+    waiting: int = Field(8192, ge=1, description="Most samples that wait for one set, per worker.")
+    connections: int = Field(1024, ge=1, description="Most connections of a worker.")
+    rate: float = Field(500.0, gt=0, description="Requests a second of one key, per worker.")
+    burst: float = Field(2000.0, ge=1, description="Requests of one key at once, per worker.")
+    strangers: float = Field(5.0, gt=0, description="Wrong keys a second of one address, per worker.")
+    pins: int = Field(64, ge=1, description="Versions of a set that a worker keeps open for samplers in mid-run.")
+    upkeep_seconds: float = Field(60.0, gt=0, description="Between rounds of compaction, settling and alarms.")
+    webhook: SecretStr | None = Field(None, description="URL that is told of deadlines that are near or missed.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    grace_seconds: int = Field(20, ge=1, description="Time that answers under way get when the service stops.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Everything comes through ``read_settings``, which knows where each value is from."""
+        return (init_settings,)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the address."""
+        return is_local(self.host)
+
+    @property
+    def has_tls(self) -> bool:
+        """Whether there is a certificate."""
+        return self.certificate is not None
+
+
+def is_local(host: str) -> bool:
+    """Whether a name or address means this machine alone."""
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def read_settings(flags: dict[str, Any], file: Path | None = None) -> tuple[Settings, dict[str, str]]:
+    """The settings, and {name: where its value is from}. Raises InvalidInput, naming the setting, and NotThere."""
+    if file is not None and not file.is_file():
+        raise NotThere(f"{file} is no file of settings; write one in TOML, or leave --config out")
+    try:
+        sources = {
+            "flag": InitSettingsSource(Settings, flags),
+            "environment": EnvSettingsSource(Settings),
+            f"file {file}": None if file is None else TomlConfigSettingsSource(Settings, file),
+        }
+        found = {origin: source() for origin, source in sources.items() if source is not None}
+        values: dict[str, Any] = {}
+        origins = dict.fromkeys(Settings.model_fields, "default")
+        for origin, said in reversed(found.items()):
+            values |= said
+            origins |= dict.fromkeys(said, origin)
+        return Settings(**values), {name: _origin(name, origins[name]) for name in Settings.model_fields}
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        name = ".".join(map(str, first["loc"]))
+        raise InvalidInput(f"setting {name}: {first['msg']}; `negindex serve --help` lists them") from error
+    except (SettingsError, ValueError) as error:
+        raise InvalidInput(f"settings that cannot be read ({error}); see `negindex serve --help`") from error
+
+
+def shown(settings: Settings, origins: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """{setting: value and origin}, secrets hidden, for ``--print-config``."""
+    values = settings.model_dump(mode="json")
+    return {name: {"value": values[name], "from": origins[name]} for name in values}
+
+
+def check_exposure(settings: Settings, keys: bool) -> list[str]:
+    """What is open to others than this machine's users, in words. Raises NotAllowed unless that was asked for."""
+    if (settings.certificate is None) != (settings.certificate_key is None):
+        raise InvalidInput("a certificate without its key, or the other way about; give both")
+    if settings.is_local:
+        return []
+    missing = [] if settings.has_tls else ["no TLS: keys and rows travel in the clear"]
+    missing += [] if keys else ["no keys: whoever reaches the port may ask"]
+    if missing and not settings.insecure:
+        raise NotAllowed(
+            f"{settings.host} can be reached from other machines, and there is {'; '.join(missing)}. Give "
+            "--certificate and --certificate-key, and make keys (`negindex apikey create`); or say --insecure"
+        )
+    return missing
+
+
+def _origin(name: str, origin: str) -> str:
+    return f"environment {PREFIX}{name.upper()}" if origin == "environment" else origin

@@ -1,0 +1,84 @@
+"""``negindex serve``: the service over the sets of a directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from negindex.tools.common import errors_to_exit_codes
+
+_FLAGS = {  # flag: its type; names, defaults and help are those of ``negindex.service.settings.Settings``
+    "host": str,
+    "port": int,
+    "workers": int,
+    "threads": int,
+    "certificate": click.Path(path_type=Path),
+    "certificate_key": click.Path(path_type=Path),
+    "body_bytes": int,
+    "body_seconds": float,
+    "header_bytes": int,
+    "samples": int,
+    "waiting": int,
+    "connections": int,
+    "rate": float,
+    "burst": float,
+    "strangers": float,
+    "pins": int,
+    "upkeep_seconds": float,
+    "webhook": str,
+    "log_level": str,
+    "grace_seconds": int,
+}
+
+
+class _ServeCommand(click.Command):
+    """Takes its flags from the settings, which load only when the command is asked for."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        try:
+            from negindex.service.settings import PREFIX, Settings
+        except ModuleNotFoundError as error:
+            raise click.UsageError(f'{error.name} is missing: pip install "negindex[service]"') from error
+
+        known = super().get_params(ctx)
+        for name, kind in _FLAGS.items():
+            field = Settings.model_fields[name]
+            default = "none" if field.default is None else field.default
+            words = f"{field.description}  [env: {PREFIX}{name.upper()}; default: {default}]"
+            known.append(click.Option([f"--{name.replace('_', '-')}"], type=kind, help=words))
+        return known
+
+
+@click.command(
+    cls=_ServeCommand,
+    epilog="""\b
+Examples:
+  negindex serve sets/
+  negindex serve sets/ --config service.toml --print-config
+  negindex serve sets/ --host 0.0.0.0 --certificate chain.pem --certificate-key key.pem --workers 4
+""",
+)
+@click.argument("root", metavar="[DIR]", type=click.Path(path_type=Path), required=False)
+@click.option("--config", "file", metavar="FILE", type=click.Path(path_type=Path), help="Settings in TOML.")
+@click.option("--insecure", is_flag=True, default=None, help="Listen beyond this machine without TLS or keys.")
+@click.option("--print-config", is_flag=True, help="Print every setting and where it is from, and do nothing else.")
+@errors_to_exit_codes
+def serve(file: Path | None, print_config: bool, **flags: Any) -> None:
+    """Answer samplers over HTTP from the sets in DIR, one directory each.
+
+    Flags go before the environment, that before the file. On this machine alone the service runs without keys; as
+    soon as DIR has keys (`negindex apikey create`), every question needs one. SIGTERM stops it when the answers under
+    way are finished; log lines are JSON, on stderr.
+    """
+    from negindex.service.settings import read_settings, shown
+
+    settings, origins = read_settings({name: value for name, value in flags.items() if value is not None}, file)
+    if print_config:
+        click.echo(json.dumps(shown(settings, origins), indent=2, ensure_ascii=False))
+        return
+    from negindex.service.run import run
+
+    run(settings)
