@@ -57,7 +57,13 @@ def create(
     click.echo(f"key {key.id}; it is shown this once: keep it where its user alone can read it", err=True)
 
 
-@apikey.command(name="list")
+@apikey.command(
+    name="list",
+    epilog="""\b
+Example:
+  negindex apikey list sets/
+""",
+)
 @_DIR
 @AS_JSON
 @errors_to_exit_codes
@@ -75,7 +81,12 @@ def list_(root: Path, as_json: bool) -> None:
         click.echo(f"{key.id}  {key.state(now):7}  {','.join(key.roles)}  {sets}  {end}  {key.name}".rstrip())
 
 
-@apikey.command()
+@apikey.command(
+    epilog="""\b
+Example:
+  negindex apikey revoke sets/ 4f0c2a9b17d3
+"""
+)
 @_DIR
 @click.argument("key_id", metavar="ID")
 @errors_to_exit_codes
