@@ -18,7 +18,7 @@ from negindex.kernel import Kernel
 from negindex.line import Line
 from negindex.moments import Moments
 from negindex.near import Near
-from negindex.negatives import Negatives, Query, Reach, row_elements
+from negindex.negatives import Following, Negatives, Query, Reach, row_elements
 from negindex.partial import Heaviest, Origin, Partial
 from negindex.service import bodies
 from negindex.service.bodies import digests_array, digests_of, kernel_arrays, name_of
@@ -28,7 +28,7 @@ _SPARE = 1 << 16  # bytes of a body that are not samples
 _AT_ONCE = 4096  # ids of one request
 
 
-class RemoteNegatives(Negatives):
+class RemoteNegatives(Following):
     """The newest version of a set that a service holds (``negindex serve``); pinning it names a version.
 
     Every answer is of exactly the version that was pinned, or an error: Unreachable when the service does not answer,
@@ -90,35 +90,6 @@ class RemoteNegatives(Negatives):
     def check_has_rows(self) -> None:
         """Raise EmptySet, naming the label where there is one, where no row is in force."""
         self.pin().check_has_rows()
-
-    def __len__(self) -> int:
-        return len(self.pin())
-
-    @property
-    def origins(self) -> tuple[Origin, ...]:
-        return self.pin().origins
-
-    @property
-    def default_kernel(self) -> Kernel:
-        return self.pin().default_kernel
-
-    def answer(self, query: Query) -> Partial:
-        return self.pin().answer(query)
-
-    def nearest(self, reach: Reach) -> Near:
-        return self.pin().nearest(reach)
-
-    def moments(self) -> Moments:
-        return self.pin().moments()
-
-    def digests(self) -> dict[int, str]:
-        return self.pin().digests()
-
-    def holds(self, digests: Collection[str]) -> set[str]:
-        return self.pin().holds(digests)
-
-    def without(self, digests: Collection[str]) -> RemoteSnapshot:
-        return self.pin().without(digests)
 
     def close(self) -> None:
         """Close the connections; the next question opens one."""

@@ -14,7 +14,6 @@ import secrets
 import shutil
 import threading
 import uuid
-from collections.abc import Collection as AbstractCollection
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -40,15 +39,11 @@ from negindex.hamming import NEAR
 from negindex.history import Dead, Difference, claims_at, dead, difference
 from negindex.incoming import Incoming, check_keys, incoming, some_are
 from negindex.index import is_small
-from negindex.kernel import Kernel
 from negindex.keys import Key
 from negindex.labelled import Labelled
 from negindex.log import Record
-from negindex.moments import Moments
-from negindex.near import Near
 from negindex.nearest import Neighbour, nearest_embedding, nearest_pdq
-from negindex.negatives import Negatives, Query, Reach, row_elements
-from negindex.partial import Origin, Partial
+from negindex.negatives import Following, Negatives, row_elements
 from negindex.schema import IN_HOUSE
 from negindex.segments import Holder
 from negindex.snapshot import Snapshot
@@ -69,7 +64,7 @@ from negindex.verify import Fault, verify
 DTYPES = ("float16", "float32")
 
 
-class Collection(Negatives):
+class Collection(Following):
     """A directory of rows with a record of what is in force; a ``Negatives`` that follows.
 
     Pinning it gives the newest version each time; ``snapshot`` gives one that never follows. Several
@@ -590,32 +585,6 @@ class Collection(Negatives):
 
     def __len__(self) -> int:
         return self.newest().in_force
-
-    @property
-    def origins(self) -> tuple[Origin, ...]:
-        return self.pin().origins
-
-    @property
-    def default_kernel(self) -> Kernel:
-        return self.pin().default_kernel
-
-    def answer(self, query: Query) -> Partial:
-        return self.pin().answer(query)
-
-    def nearest(self, reach: Reach) -> Near:
-        return self.pin().nearest(reach)
-
-    def moments(self) -> Moments:
-        return self.pin().moments()
-
-    def digests(self) -> dict[int, str]:
-        return self.pin().digests()
-
-    def holds(self, digests: AbstractCollection[str]) -> set[str]:
-        return self.pin().holds(digests)
-
-    def without(self, digests: AbstractCollection[str]) -> Snapshot:
-        return self.pin().without(digests)
 
     # -- inside ----------------------------------------------------------------------------
 

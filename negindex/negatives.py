@@ -212,6 +212,42 @@ class Negatives(ABC):
         """Let go of files and connections, where there are some."""
 
 
+class Following(Negatives):
+    """A set that changes: each question is answered by the view of its moment, which ``pin`` gives."""
+
+    @abstractmethod
+    def pin(self) -> Negatives: ...
+
+    def __len__(self) -> int:
+        return len(self.pin())
+
+    @property
+    def origins(self) -> tuple[Origin, ...]:
+        return self.pin().origins
+
+    @property
+    def default_kernel(self) -> Kernel:
+        return self.pin().default_kernel
+
+    def answer(self, query: Query) -> Partial:
+        return self.pin().answer(query)
+
+    def nearest(self, reach: Reach) -> Near:
+        return self.pin().nearest(reach)
+
+    def moments(self) -> Moments:
+        return self.pin().moments()
+
+    def digests(self) -> dict[int, str]:
+        return self.pin().digests()
+
+    def holds(self, digests: Collection[str]) -> set[str]:
+        return self.pin().holds(digests)
+
+    def without(self, digests: Collection[str]) -> Negatives:
+        return self.pin().without(digests)
+
+
 def _naming(told: Partial, rows: int) -> Partial:
     """The answer with places for no more than so many heaviest rows."""
     return replace(told, heaviest=Heaviest(*(part[:, :rows] for part in told.heaviest)))
