@@ -31,6 +31,7 @@ _COMMANDS = {  # name: (module, what `negindex --help` says)
     "bench": ("bench", "Measure what things cost on this machine."),
     "demo": ("demo", "Show the main job on real images, and check it."),
     "train-digits": ("train_digits", "Train the demo's small model on handwritten digits."),
+    "train-world": ("train_world", "Train a small text-to-image model, and a judge of it."),
 }
 
 
