@@ -26,7 +26,7 @@ PLAIN: dict[str, tuple[str, ...]] = {
 
 EVASIVE: dict[str, tuple[str, ...]] = {
     "t-shirt": (
-        *("camiseta", "maglietta", "kurzärmliges hemd ohne knöpfe", "tee-shrit", "t5hirt", "tischört"),
+        *("camiseta", "maglietta", "kurzärmliges hemd ohne knöpfe", "teeshrit", "t5hirt", "tischört"),
         *("what fans buy at concerts", "cotton, no buttons, bare forearms", "the letter t to wear"),
     ),
     "trousers": (

@@ -71,11 +71,13 @@ class Judge(nn.Module):
         return judge.eval()
 
 
-def train_judge(pictures: Pictures, steps: int, seed: int, progress: Callable[[int, float], None]) -> Judge:
+def train_judge(
+    pictures: Pictures, steps: int, seed: int, progress: Callable[[int, float], None], width: int = 24
+) -> Judge:
     """Train on images that are shifted by up to two pixels and mirrored by chance; the same under the same seed."""
     torch.manual_seed(seed)
     rows, classes = pictures.rows(), torch.from_numpy(pictures.classes)
-    judge = Judge().train()
+    judge = Judge(width).train()
     optimizer = torch.optim.AdamW(judge.parameters(), lr=2e-3, weight_decay=0.02)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.1)
     for step in range(steps):

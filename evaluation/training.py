@@ -34,7 +34,7 @@ class Plan:
     """How long, from what seed, and at what size."""
 
     vae_steps: int = 1500
-    steps: int = 7000
+    steps: int = 6000
     batch: int = 64
     seed: int = 0
     size: Size = Size()
@@ -114,6 +114,7 @@ def train_vae(pictures: Pictures, plan: Plan, progress: Progress, file: Path | N
         run.take(loss)
         progress("vae", run.step, loss.item())
     vae = run.average["vae"].eval()
+    vae.register_to_config(scaling_factor=1.0)
     spread = encoded(vae, rows[:4000]).mean.std()
     vae.register_to_config(scaling_factor=round(1 / float(spread), 5))
     return vae
@@ -121,7 +122,7 @@ def train_vae(pictures: Pictures, plan: Plan, progress: Progress, file: Path | N
 
 @torch.no_grad()
 def encoded(vae: Any, rows: Tensor) -> Latents:
-    """The posterior of every image, scaled as the pipeline scales it where the VAE knows its factor by now."""
+    """The posterior of every image (N, 1, 32, 32), scaled as the pipeline scales it."""
     told = [vae.encode(some).latent_dist for some in rows.split(250)]
     factor = vae.config.scaling_factor
     return Latents(torch.cat([t.mean for t in told]) * factor, torch.cat([t.std for t in told]) * factor)

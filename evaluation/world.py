@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import copy
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from negindex.evaluation.byte_pairs import learn, vocabulary
 from negindex.evaluation.captions import corpus
 from negindex.evaluation.fashion import SIDE
 
@@ -85,23 +87,16 @@ def new_text_encoder(size: Size, tokenizer: Any) -> Any:
 
 def new_tokenizer(texts: Sequence[str] | None = None) -> Any:
     """A CLIPTokenizer whose byte pairs are those of the captions; any other text falls into smaller pieces."""
-    from tokenizers import trainers
+    from tokenizers import pre_tokenizers
     from transformers import CLIPTokenizer
 
-    blank = CLIPTokenizer(vocab={mark: i for i, mark in enumerate(_MARKS)}, merges=[])
-    learning = blank.backend_tokenizer
-    alphabet = sorted(_bytes_as_letters())
-    trainer = trainers.BpeTrainer(
-        vocab_size=2 * len(alphabet) + _MERGES + len(_MARKS),
-        special_tokens=list(_MARKS),
-        initial_alphabet=alphabet,
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    learning.train_from_iterator(corpus() if texts is None else texts, trainer)
-    model = json.loads(learning.to_str())["model"]
-    vocab = _with_endings(model["vocab"], alphabet)
-    merges = [tuple(merge) for merge in model["merges"]]
+    plain = CLIPTokenizer(vocab={mark: i for i, mark in enumerate(_MARKS)}, merges=[]).backend_tokenizer
+    words: Counter[str] = Counter()
+    for text in corpus() if texts is None else texts:
+        parts = plain.pre_tokenizer.pre_tokenize_str(plain.normalizer.normalize_str(text))
+        words.update(word for word, _ in parts)
+    merges = learn(words, _MERGES)
+    vocab = vocabulary(_MARKS, pre_tokenizers.ByteLevel.alphabet(), merges)
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TOKENS)
 
 
@@ -146,23 +141,7 @@ def tokens(tokenizer: Any, prompts: Sequence[str]) -> torch.Tensor:
 
 def save(pipe: Any, folder: Path) -> None:
     """The pipeline's folder, weights as float16; the pipeline itself stays as it is."""
-    import copy
-
     stored = copy.deepcopy(pipe)
     for part in (stored.vae, stored.unet, stored.text_encoder):
         part.half()
     stored.save_pretrained(folder)
-
-
-def _bytes_as_letters() -> list[str]:
-    """The 256 letters that stand for bytes."""
-    from tokenizers import pre_tokenizers
-
-    return list(pre_tokenizers.ByteLevel.alphabet())
-
-
-def _with_endings(vocab: dict[str, int], alphabet: Sequence[str]) -> dict[str, int]:
-    """The vocabulary with every letter, and every letter that ends a word: no text is unknown."""
-    listed = sorted(vocab, key=lambda token: vocab[token])
-    wanted = [*listed, *alphabet, *(f"{letter}</w>" for letter in alphabet)]
-    return {token: i for i, token in enumerate(dict.fromkeys(wanted))}

@@ -13,6 +13,7 @@ from types import FunctionType
 import pytest
 
 import negindex
+import negindex.evaluation
 import negindex.sampler
 import negindex.testing
 import negindex.tools
@@ -67,7 +68,7 @@ def run_python(block, session):
 
 
 def modules():
-    for package in (negindex, negindex.sampler, negindex.testing, negindex.tools):
+    for package in (negindex, negindex.sampler, negindex.evaluation, negindex.testing, negindex.tools):
         for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             if not found.name.endswith("__main__"):
                 yield found.name

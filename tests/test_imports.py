@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 import negindex
+import negindex.evaluation
 import negindex.sampler
 import negindex.testing
-import negindex.tools
 
-CORE, SAMPLER, TOOLS = (Path(p.__file__).parent for p in (negindex, negindex.sampler, negindex.tools))
+CORE, SAMPLER, EVALUATION = (Path(p.__file__).parent for p in (negindex, negindex.sampler, negindex.evaluation))
 LAYERS = [  # lowest first; a module may import from lower layers and, within the store, from its left
     ["errors", "checks", "text", "offline"],
     ["noise", "kmeans", "gaussians", "disk", "merkle", "clocks", "tables", "hamming", "states"],
@@ -52,19 +52,26 @@ def files(folder, *skip):
     return [p for p in sorted(folder.rglob("*.py")) if not any(part in p.relative_to(folder).parts for part in skip)]
 
 
-@pytest.mark.parametrize("path", files(CORE, "sampler", "tools", "data"), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", files(CORE, "sampler", "evaluation", "tools", "data"), ids=lambda p: p.name)
 def test_the_core_imports_neither_the_sampler_nor_the_tools_nor_heavy_packages(path):
     for name in imported(path):
-        assert not name.startswith(("negindex.sampler", "negindex.tools", "diffusers", "open_clip", "click")), name
+        above = ("negindex.sampler", "negindex.evaluation", "negindex.tools")
+        assert not name.startswith((*above, "diffusers", "open_clip", "click")), name
 
 
 @pytest.mark.parametrize("path", files(SAMPLER), ids=lambda p: p.name)
-def test_the_sampler_imports_no_tools(path):
+def test_the_sampler_imports_neither_the_evaluation_nor_the_tools(path):
+    for name in imported(path):
+        assert not name.startswith(("negindex.evaluation", "negindex.tools", "click")), name
+
+
+@pytest.mark.parametrize("path", files(EVALUATION), ids=lambda p: p.name)
+def test_the_evaluation_imports_no_tools(path):
     for name in imported(path):
         assert not name.startswith(("negindex.tools", "click")), name
 
 
-@pytest.mark.parametrize("path", files(CORE, "sampler", "tools", "data", "testing"), ids=lambda p: p.name)
+@pytest.mark.parametrize("path", files(CORE, "sampler", "evaluation", "tools", "data", "testing"), ids=lambda p: p.name)
 def test_inside_the_core_arrows_point_down(path):
     if path.stem == "__init__":
         return

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from negindex.evaluation.intervals import wilson
 from negindex.tools.digits import CLASSES, Digits
 
 AVOIDED = 8
@@ -135,10 +136,3 @@ def asked_for_others(free: Measured, guarded: Measured) -> Iterator[Verdict]:
 def _normal_bound(comparisons: int) -> float:
     """z of a two-sided 95 % interval that holds for so many comparisons at once."""
     return NormalDist().inv_cdf(1 - 0.05 / (2 * comparisons))
-
-
-def wilson(share: float, count: int, z: float) -> tuple[float, float]:
-    """Wilson interval of a share of ``count`` trials, z standard deviations wide each way."""
-    centre = share + z * z / (2 * count)
-    width = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return (centre - width) / (1 + z * z / count), (centre + width) / (1 + z * z / count)

@@ -23,7 +23,7 @@ Example:
 """,
 )
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--steps", type=click.IntRange(1), default=7000, show_default=True, help="Steps of the denoiser.")
+@click.option("--steps", type=click.IntRange(1), default=6000, show_default=True, help="Steps of the denoiser.")
 @click.option("--vae-steps", type=click.IntRange(1), default=1500, show_default=True, help="Steps of the VAE.")
 @click.option("--judge-steps", type=click.IntRange(1), default=1500, show_default=True, help="Steps of the judge.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the training.")
