@@ -29,7 +29,8 @@ def asked_for(request: str, avoided: str, count: int) -> list[Asked]:
     """``count`` images of one kind of request; raises InvalidInput for names that there are not."""
     if avoided not in CLASSES or request not in REQUESTS:
         raise InvalidInput(
-            f"request {request!r} with {avoided!r} unwanted; give one of {', '.join(REQUESTS)} and of {', '.join(CLASSES)}"
+            f"request {request!r} with {avoided!r} unwanted; give one of {', '.join(REQUESTS)} and one of "
+            f"{', '.join(CLASSES)}"
         )
     if request == NOTHING:
         return [Asked(None, "")] * count

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 
 Word = tuple[str, ...]
 END = "</w>"
@@ -27,7 +28,7 @@ def learn(words: Counter[str], merges: int) -> list[tuple[str, str]]:
 
 
 def vocabulary(marks: Iterable[str], alphabet: Iterable[str], merges: Iterable[tuple[str, str]]) -> dict[str, int]:
-    """{token: id}: the marks, each letter inside a word and at its end, and what each merge makes; nothing is unknown."""
+    """{token: id}: the marks, each letter inside a word and at its end, what each merge makes. No text is unknown."""
     letters = sorted(alphabet)
     listed = [*marks, *letters, *(letter + END for letter in letters), *("".join(pair) for pair in merges)]
     return {token: i for i, token in enumerate(dict.fromkeys(listed))}
@@ -40,7 +41,7 @@ def _letters(word: str) -> Word:
 def _pairs(pieces: dict[Word, int]) -> Counter[tuple[str, str]]:
     pairs: Counter[tuple[str, str]] = Counter()
     for word, count in pieces.items():
-        for pair in zip(word, word[1:], strict=False):
+        for pair in pairwise(word):
             pairs[pair] += count
     return pairs
 

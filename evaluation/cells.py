@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -242,10 +241,5 @@ def _from_bytes(levels: NDArray[np.uint8]) -> Tensor:
 
 
 def _brief(cell: Cell) -> str:
-    told: Any = {
-        name: f"{cell.measures[name].value:.3g}" for name in ("unwanted", "hit", "fd") if name in cell.measures
-    }
-    cpu = cell.measures.get("cpu")
-    return ", ".join(f"{name} {value}" for name, value in told.items()) + (
-        f", {cpu.value:.3f} s an image" if cpu else ""
-    )
+    shown = ("unwanted", "hit", "fd", "cpu")
+    return ", ".join(f"{name} {cell.measures[name].value:.3g}" for name in shown if name in cell.measures)

@@ -159,7 +159,8 @@ def _obeyed(cells: Sequence[Cell]) -> str:
     told = {cell.request: cell.measures["hit"] for cell in cells if cell.method == UNGUARDED}
     if not {PLAIN, EVASIVE} <= told.keys():
         return "Precondition not looked at: the table lacks the unguarded model, or its plain or evasive prompts."
-    return f"Precondition: unguarded, {told[PLAIN].value:.1%} of plain and {told[EVASIVE].value:.1%} of evasive prompts are obeyed."
+    plain, evasive = told[PLAIN].value, told[EVASIVE].value
+    return f"Precondition: unguarded, {plain:.1%} of plain and {evasive:.1%} of evasive prompts are obeyed."
 
 
 def _part(avoided: str, request: str, cells: Sequence[Cell]) -> Iterator[str]:

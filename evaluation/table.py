@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ class Table:
     count: int = 1000
     negatives: int = 1000
     reference: int = 6000
-    drawn: Drawn = Drawn()
+    drawn: Drawn = field(default_factory=Drawn)
 
     @classmethod
     def read(cls, path: Path) -> Table:
@@ -64,8 +64,6 @@ class Table:
 
     def with_count(self, count: int | None) -> Table:
         """The same with another number of images a cell."""
-        from dataclasses import replace
-
         changed = self if count is None else replace(self, count=count)
         changed.check()
         return changed

@@ -136,12 +136,13 @@ class _ThirdBranch:
 
 @dataclass(frozen=True)
 class Safree(AsAsked):
-    """SAFREE: tokens that lie near the subspace of the names are projected out of it, within the prompt's own subspace.
+    """SAFREE: tokens near the subspace of the names are projected out of it, within the prompt's own subspace.
 
-    With C the names' pooled embeddings and I those of the prompt with each of its tokens masked in turn, P_C and P_I the
-    projections onto their spans: token i triggers where ``||(1 - P_C) I_i|| > (1 + alpha)`` times the mean of that over
-    the other tokens, since a prompt without a trigger lies further from the names. It becomes ``P_I (1 - P_C) p_i``.
-    The changed embedding is used in the first ``gamma sigmoid(1 - cos(p, p_safe))`` steps, rounded; after them the plain one.
+    With C the names' pooled embeddings and I those of the prompt with each of its tokens masked in turn, P_C and P_I
+    the projections onto their spans: token i triggers where ``||(1 - P_C) I_i|| > (1 + alpha)`` times the mean of that
+    over the other tokens, since a prompt without a trigger lies further from the names. It becomes
+    ``P_I (1 - P_C) p_i``. The changed embedding is used in the first ``gamma sigmoid(1 - cos(p, p_safe))`` steps,
+    rounded; after them the plain one.
     The method's re-weighing of latents in Fourier space is left out.
     Source: Yoon et al. 2024 (arXiv 2410.12761), Eq. 2 to 6.
     """
@@ -218,7 +219,7 @@ def noise_per_output(scheduler: Any, t: float) -> float:
 
 
 def _masked(pipe: Any, prompt: str) -> tuple[Tensor, Tensor]:
-    """(n, d) pooled embeddings of the prompt with each of its n tokens left out in turn, and the tokens' places (n,)."""
+    """(n, d) pooled embeddings of the prompt each of its n tokens left out in turn, and their places (n,)."""
     told = pipe.tokenizer(prompt, truncation=True, max_length=pipe.tokenizer.model_max_length).input_ids
     inner = torch.arange(1, len(told) - 1)
     if not len(inner):

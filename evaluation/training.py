@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,10 @@ class Plan:
     """How long, from what seed, and at what size."""
 
     vae_steps: int = 1500
-    steps: int = 6000
+    steps: int = 4000
     batch: int = 64
     seed: int = 0
-    size: Size = Size()
+    size: Size = field(default_factory=Size)
 
 
 @dataclass(frozen=True)

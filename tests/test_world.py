@@ -116,7 +116,7 @@ def test_a_world_that_was_saved_opens_as_stable_diffusion_and_samples_the_same(t
 
 def test_a_judge_learns_and_is_the_same_when_read_back(tmp_path):
     few = pictures(100)
-    judge = train_judge(few, 40, 0, lambda step, loss: None, width=8)
+    judge = train_judge(few, 120, 0, lambda step, loss: None, width=8)
     read = judge.read(few.rows())
     assert (read.classes == few.classes).mean() > 0.2, "twice what guessing gives"
     judge.save(tmp_path / "judge" / "model.safetensors")

@@ -79,7 +79,7 @@ Example:
 def report(config: Path, out: Path, count: int | None, world: Path | None, fashion: Path) -> None:
     """Write what is there of a table: OUT/table.md, table.json, table.png, and a grid of pictures a request.
 
-    Exit code 3 while cells are missing, or where the unguarded model obeys too few prompts for the table to say anything.
+    Exit code 3 while cells are missing, and where the unguarded model obeys too few prompts to say anything.
     """
     import sys
 

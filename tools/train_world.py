@@ -10,6 +10,8 @@ import click
 from negindex.tools.common import errors_to_exit_codes, quiet_diffusers
 
 if TYPE_CHECKING:
+    from negindex.evaluation.fashion import Fashion
+    from negindex.evaluation.judge import Judge
     from negindex.evaluation.training import Progress
 
 _FASHION = "/usr/share/datasets/fashion-mnist"
@@ -23,9 +25,9 @@ Example:
 """,
 )
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--steps", type=click.IntRange(1), default=6000, show_default=True, help="Steps of the denoiser.")
+@click.option("--steps", type=click.IntRange(1), default=4000, show_default=True, help="Steps of the denoiser.")
 @click.option("--vae-steps", type=click.IntRange(1), default=1500, show_default=True, help="Steps of the VAE.")
-@click.option("--judge-steps", type=click.IntRange(1), default=1500, show_default=True, help="Steps of the judge.")
+@click.option("--judge-steps", type=click.IntRange(1), default=1000, show_default=True, help="Steps of the judge.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the training.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads that torch may use.")
 @click.option(
@@ -59,7 +61,7 @@ def train_world(
     import torch
 
     from negindex.evaluation.fashion import load
-    from negindex.evaluation.judge import train_judge
+    from negindex.evaluation.stage import JUDGE
     from negindex.evaluation.training import Plan, train_denoiser, train_vae
     from negindex.evaluation.world import assemble, save
 
@@ -70,11 +72,23 @@ def train_world(
     vae = train_vae(parts.world, plan, _told(vae_steps), files["vae"])
     text_encoder, tokenizer, unet = train_denoiser(parts.world, vae, plan, _told(steps), files["denoiser"])
     save(assemble(vae, text_encoder, tokenizer, unet), folder)
-    told = _told(judge_steps)
-    judge = train_judge(parts.judge, judge_steps, seed, lambda step, loss: told("judge", step + 1, loss))
-    judge.save(folder / "judge" / "model.safetensors")
+    judge = _judge(parts, judge_steps, seed, checkpoints and checkpoints / "judge.safetensors")
+    judge.save(folder / JUDGE)
     right = judge.read(parts.test.rows()).classes == parts.test.classes
     click.echo(f"{folder}: the judge reads {right.mean():.1%} of the {len(right)} test images right")
+
+
+def _judge(parts: Fashion, steps: int, seed: int, file: Path | None) -> Judge:
+    """The judge, or the one that an earlier run of the command had finished."""
+    from negindex.evaluation.judge import Judge, train_judge
+
+    if file is not None and file.exists():
+        return Judge.load(file)
+    told = _told(steps)
+    judge = train_judge(parts.judge, steps, seed, lambda step, loss: told("judge", step + 1, loss))
+    if file is not None:
+        judge.save(file)
+    return judge
 
 
 def _told(steps: int) -> Progress:
