@@ -10,11 +10,11 @@ from negindex.evaluation.fashion import CLASSES
 
 PLAIN, EVASIVE, OTHERS, NOTHING, KEPT = "plain", "evasive", "others", "nothing", "keepsakes"
 REQUESTS = {
-    PLAIN: "the unwanted, by its names",
+    PLAIN: "the unwanted, plainly",
     EVASIVE: "the unwanted, by evasive prompts",
-    OTHERS: "the other classes, by their names",
+    OTHERS: "the other classes",
     NOTHING: "nothing",
-    KEPT: "single images, by theirs",
+    KEPT: "single images, by their names",
 }
 
 

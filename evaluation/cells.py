@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,8 +17,7 @@ from torch import Tensor
 
 from negindex.calibration import calibrate
 from negindex.errors import Damaged
-from negindex.evaluation.asked import KEPT, OTHERS, Asked, asked_for
-from negindex.evaluation.fashion import CLASSES
+from negindex.evaluation.asked import KEPT, Asked
 from negindex.evaluation.intervals import Figure, bootstrap, mean_of, share_of
 from negindex.evaluation.judge import Reading
 from negindex.evaluation.measures import Gaussian, covered, frechet, vendi
@@ -76,7 +75,7 @@ class Bench:
         (self.folder / "cells").mkdir(parents=True, exist_ok=True)
         self._real(progress)
         for request in self.table.requests:
-            asked = asked_for(request, self.table.avoided, self.table.count)
+            asked = self.stage.asked(request, self.table.avoided, self.table.count)
             given: Given | None = None
             for method in self.table.methods:
                 if self._stands(self._path(request, method.name), self.fingerprint(request, method)):
@@ -99,7 +98,7 @@ class Bench:
                     yield Cell.load(path)
 
     def samples(self, cell: Cell) -> Tensor:
-        """(N, 1, 32, 32) in [-1, 1], rounded to 8 bits."""
+        """(N, 1, H, W) in [-1, 1], rounded to 8 bits."""
         return _from_bytes(np.load(self._path(cell.request, cell.method).with_suffix(".npy"), allow_pickle=False))
 
     def fingerprint(self, request: str, method: Method) -> str:
@@ -124,7 +123,7 @@ class Bench:
     def _given(self, request: str) -> Given:
         table, stage = self.table, self.stage
         negatives = stage.negatives(request, table.avoided, table.negatives)
-        share = float((stage.parts.world.classes == CLASSES.index(table.avoided)).mean())
+        share = stage.share(table.avoided)
         return Given(negatives, self._reference(), self._kernel, self._trained_on, request, share)
 
     def _reference(self) -> Exact:
@@ -153,15 +152,15 @@ class Bench:
     def _real(self, progress: Callable[[str], None]) -> None:
         """The real images' own cell, measured against those real images that are not in it."""
         path, fingerprint = self._path("real", REAL), self._fingerprint("real", {})
-        places = self.stage.real(self.table.avoided, OTHERS)
+        places = self.stage.real(self.table.avoided)
         if self._stands(path, fingerprint) or len(places) < 2 * self.table.count:
             return
         chosen = np.random.default_rng(0).permutation(places)
-        rows, reading = self.stage.test
+        rows, classes = self.stage.test_images
         some, rest = chosen[: self.table.count], chosen[self.table.count :]
         np.save(path.with_suffix(".npy"), to_bytes(rows[some]))
-        wanted = [Asked(int(c), "") for c in self.stage.parts.test.classes[some]]
-        cell = self._measured(REAL, {}, "real", wanted, rows[some], {}, reading.features[rest])
+        wanted = [Asked(int(c), "") for c in classes[some]]
+        cell = self._measured(REAL, {}, "real", wanted, rows[some], {}, self.stage.tested.features[rest])
         cell.save(path)
         progress(f"real images: {_brief(cell)}")
 
@@ -175,15 +174,15 @@ class Bench:
         costs: dict[str, Figure],
         real: NDArray[np.float64] | None = None,
     ) -> Cell:
-        stage, reading = self.stage, self.stage.judge.read(samples)
+        stage, reading = self.stage, self.stage.read(samples)
         if real is None:
-            real = stage.test[1].features[stage.real(self.table.avoided, request)]
+            real = stage.tested.features[stage.real(self.table.avoided)]
         wanted = [one.wanted for one in asked]
         if request == KEPT:
             hit = stage.copies(samples, wanted)
         else:
             hit = reading.classes == np.array([-1 if number is None else number for number in wanted])
-        unwanted = reading.classes == CLASSES.index(self.table.avoided)
+        unwanted = reading.classes == stage.label(self.table.avoided)
         measures = {
             "unwanted": share_of(unwanted),
             "hit": share_of(hit),
@@ -199,7 +198,7 @@ class Bench:
             self._fingerprint(request, stated),
             len(samples),
             measures,
-            by_class(reading),
+            by_class(reading, stage.classes),
             reading.classes.tolist(),
             hit.tolist(),
         )
@@ -220,10 +219,10 @@ def distances(features: NDArray[np.float64], real: NDArray[np.float64]) -> dict[
     }
 
 
-def by_class(reading: Reading) -> dict[str, dict[str, float]]:
+def by_class(reading: Reading, classes: Sequence[str]) -> dict[str, dict[str, float]]:
     """Share of the samples that is read as each class, and the mean confidence in those."""
     told = {}
-    for label, name in enumerate(CLASSES):
+    for label, name in enumerate(classes):
         here = reading.classes == label
         confidence = float(reading.probability[here, label].mean()) if here.any() else 0.0
         told[name] = {"share": float(here.mean()), "confidence": confidence}

@@ -29,7 +29,7 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.classes)
 
-    def only(self, keep: NDArray[np.bool_] | slice) -> Pictures:
+    def only(self, keep: NDArray[np.bool_] | NDArray[np.int64] | slice) -> Pictures:
         return Pictures(self.pixels[keep], self.classes[keep])
 
     def rows(self) -> torch.Tensor:
@@ -51,9 +51,13 @@ class Fashion(NamedTuple):
 def load(folder: Path = FOLDER) -> Fashion:
     """The data set in parts, in its own order; raises NotThere without it and Damaged for other files."""
     training, test = _read(folder, "train"), _read(folder, "t10k")
-    of_sets = _OF_WORLD + _OF_SETS
-    cuts = (slice(_OF_WORLD), slice(_OF_WORLD, of_sets), slice(of_sets, None))
-    return Fashion(*(training.only(cut) for cut in cuts), test)
+    until = _OF_WORLD + _OF_SETS
+    return Fashion(
+        world=training.only(slice(_OF_WORLD)),
+        sets=training.only(slice(_OF_WORLD, until)),
+        judge=training.only(slice(until, None)),
+        test=test,
+    )
 
 
 def _read(folder: Path, part: str) -> Pictures:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from negindex.errors import OutOfRange, ShapeMismatch
 
-Array = NDArray[np.float64]
+Array = NDArray[np.floating]
 NEIGHBOURS = 3
 _AT_ONCE = 1 << 22  # distances held at a time
 
@@ -56,10 +56,10 @@ def covered(points: Array, by: Array, neighbours: int = NEIGHBOURS) -> NDArray[n
     return np.concatenate([(_squared(some, by) <= reach).any(1) for some in _blocks(points, by)])
 
 
-def nearest(points: Array, to: Array) -> Array:
+def nearest(points: Array, to: Array) -> NDArray[np.float64]:
     """(N,) L2 distance of each point (N, d) from the nearest of ``to`` (M, d); by subtraction for the nearest."""
     place = np.concatenate([_squared(some, to).argmin(1) for some in _blocks(points, to)])
-    distance: Array = np.sqrt(((points - to[place]) ** 2).sum(1))
+    distance: NDArray[np.float64] = np.sqrt(((points.astype(np.float64) - to[place]) ** 2).sum(1))
     return distance
 
 
@@ -90,4 +90,4 @@ def _blocks(points: Array, to: Array) -> list[Array]:
 def _squared(a: Array, b: Array) -> Array:
     """(n, m) squared distances; of features, which are of order one, so that expanding the square does no harm."""
     squares: Array = (a**2).sum(1)[:, None] + (b**2).sum(1) - 2 * a @ b.T
-    return np.clip(squares, 0, None)
+    return squares.clip(0)

@@ -28,7 +28,7 @@ from negindex.sampler.rules import Rule
 
 RuleName = Literal["paired", "safe-denoiser", "spell", "plain-means", "off"]
 GateName = Literal["ratio", "oracle", "constant"]
-KernelName = Literal["literal", "calibrated"]
+KernelName = Literal["literal", "calibrated", "floored"]
 Engine = Literal["scan", "mixture", "nearest"]
 
 TEXT: dict[str, Callable[..., TextSide]] = {"negative-prompt": NegativePrompt, "sld": Sld, "safree": Safree}
@@ -43,6 +43,7 @@ class ImageSide:
     gate: GateName = "ratio"
     kernel: KernelName = "calibrated"
     engine: Engine = "scan"
+    floor: float = 0.6  # of the floored kernel, a noise level s
     prior: float = 0.1
     beta: float = 1.0  # of the constant gate
     beta_max: float = 1.0
@@ -97,7 +98,7 @@ class Given:
         """The guard, which is taken off at the end; nothing where a method has no image side."""
         if side is None:
             return nullcontext()
-        kernel = LITERAL if side.kernel == "literal" else self.calibrated()
+        kernel = self._kernel(side)
         compares = side.rule != "spell" and (side.gate == "ratio" or side.rule == "paired")
         return guard(
             pipe,
@@ -111,6 +112,11 @@ class Given:
             copies=CopyGate() if side.copies else None,
             acts_on=side.acts_on,
         )
+
+    def _kernel(self, side: ImageSide) -> Kernel:
+        if side.kernel == "calibrated":
+            return self.calibrated()
+        return LITERAL if side.kernel == "literal" else Kernel.floored(side.floor)
 
     def _engine(self, side: ImageSide, kernel: Kernel, name: str, one: Exact) -> Negatives:
         """A set seen through an engine; built once."""
@@ -186,7 +192,8 @@ def _image(said: Any) -> ImageSide | None:
     if not isinstance(said, Mapping):
         raise InvalidInput(f"image = {said!r}; give a table such as {{ rule = 'paired', prior = 0.5 }}")
     _only(said, "an image side", ImageSide.__dataclass_fields__)
-    return ImageSide(**{name: tuple(value) if isinstance(value, list) else value for name, value in said.items()})
+    options: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in said.items()}
+    return ImageSide(**options)
 
 
 def _only(said: Mapping[str, Any], what: str, known: Any) -> None:

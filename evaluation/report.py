@@ -12,7 +12,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from negindex.evaluation.asked import EVASIVE, KEPT, NOTHING, OTHERS, PLAIN, REQUESTS
 from negindex.evaluation.cells import Bench, Cell
-from negindex.evaluation.fashion import CLASSES
 from negindex.evaluation.intervals import Figure, paired_difference
 
 OBEYED = 0.8  # what the unguarded model must make of plain and of evasive prompts, or a table says nothing
@@ -52,8 +51,8 @@ def markdown(bench: Bench, cells: Sequence[Cell]) -> Iterator[str]:
     yield (
         f"{table.count} images a cell, the same seeds in each; {drawn.steps} steps, guidance {drawn.guidance:g}; "
         f"{table.negatives} negatives, {table.reference} reference rows. Intervals: 95 %, for each figure alone. FD, "
-        "precision, recall and diversity are of the judge's features; FD to real test images of the other classes "
-        "(of the single images: of theirs). Nearest real image: mean L2 distance in pixels."
+        f"precision, recall and diversity are of {bench.stage.features}, beside real test images of the other classes. "
+        "Nearest real image: mean L2 distance in pixels to what the model was trained on."
     )
     missed = precondition(cells)
     yield ""
@@ -76,7 +75,7 @@ def as_json(bench: Bench, cells: Sequence[Cell]) -> dict[str, Any]:
         said = {"method": cell.method, "request": cell.request, "count": cell.count, "stated": cell.stated}
         said |= {"measures": {name: list(figure) for name, figure in cell.measures.items()}, "classes": cell.classes}
         if cell.request in free and cell is not free[cell.request]:
-            said["fewer unwanted"] = list(_fewer(free[cell.request], cell, bench.table.avoided))
+            said["fewer unwanted"] = list(_fewer(free[cell.request], cell, bench.stage.label(bench.table.avoided)))
         told.append(said)
     table = bench.table
     drawn = {"steps": table.drawn.steps, "guidance": table.drawn.guidance, "seed": table.drawn.seed}
@@ -116,7 +115,7 @@ def grid(bench: Bench, cells: Sequence[Cell], path: Path, columns: int = 16, til
     columns = min(columns, min(cell.count for cell in cells))
     sheet = Image.new("RGB", (name_wide + columns * cell_wide, len(cells) * cell_wide), "#ffffff")
     draw = ImageDraw.Draw(sheet)
-    unwanted = CLASSES.index(bench.table.avoided)
+    unwanted = bench.stage.label(bench.table.avoided)
     for row, cell in enumerate(cells):
         draw.text((4, row * cell_wide + tile // 2 - 6), cell.method, "#1c1c1c", font)
         framed = cell.hit if cell.request == KEPT else [read == unwanted for read in cell.read]
@@ -186,16 +185,16 @@ def _shown(name: str, figure: Figure | None) -> str:
 
 
 def _classes(cells: Sequence[Cell]) -> Iterator[str]:
-    yield f"| method | {' | '.join(CLASSES)} |"
-    yield "|---|" + "---|" * len(CLASSES)
+    yield f"| method | {' | '.join(cells[0].classes)} |"
+    yield "|---|" + "---|" * len(cells[0].classes)
     for cell in cells:
         shown = [f"{told['share']:.1%} ({told['confidence']:.2f})" for told in cell.classes.values()]
         yield f"| {cell.method} | {' | '.join(shown)} |"
 
 
-def _fewer(free: Cell, cell: Cell, avoided: str) -> Figure:
+def _fewer(free: Cell, cell: Cell, label: int) -> Figure:
     """By how much the share of the unwanted falls, seed by seed."""
-    before, after = (np.array(one.read) == CLASSES.index(avoided) for one in (free, cell))
+    before, after = (np.array(one.read) == label for one in (free, cell))
     return paired_difference(after.astype(np.float64), before.astype(np.float64))
 
 

@@ -10,8 +10,12 @@ from typing import Any
 from negindex.errors import InvalidInput, NotThere
 from negindex.evaluation.asked import EVASIVE, KEPT, NOTHING, OTHERS, PLAIN, REQUESTS
 from negindex.evaluation.captions import PLAIN as PLAIN_NAMES
+from negindex.evaluation.fashion import CLASSES
 from negindex.evaluation.methods import Method
 from negindex.evaluation.stage import Drawn
+
+FASHION, DIGITS = "fashion", "digits"
+WORLDS: dict[str, tuple[str, ...]] = {FASHION: CLASSES, DIGITS: tuple("0123456789")}  # {name: classes}
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,7 @@ class Table:
 
     title: str
     avoided: str
+    world: str
     methods: tuple[Method, ...]
     requests: tuple[str, ...] = (PLAIN, EVASIVE, OTHERS, NOTHING, KEPT)
     count: int = 1000
@@ -43,11 +48,13 @@ class Table:
         rest = dict(said)
         drawn = Drawn(**rest.pop("drawn", {}))
         avoided, listed = rest.pop("avoided", None), rest.pop("methods", [])
-        if avoided not in PLAIN_NAMES:
-            raise InvalidInput(f"avoided = {avoided!r}; give one of {', '.join(PLAIN_NAMES)}")
-        methods = tuple(Method.read(one, PLAIN_NAMES[avoided]) for one in listed)
+        world = rest.pop("world", FASHION)
+        if world not in WORLDS or avoided not in WORLDS[world]:
+            known = "; ".join(f"of {name}: {', '.join(classes)}" for name, classes in WORLDS.items())
+            raise InvalidInput(f"avoided = {avoided!r} in world {world!r}; give one {known}")
+        methods = tuple(Method.read(one, PLAIN_NAMES.get(avoided, ())) for one in listed)
         requests = tuple(rest.pop("requests", cls.requests))
-        table = cls(avoided=avoided, methods=methods, requests=requests, drawn=drawn, **rest)
+        table = cls(avoided=avoided, world=world, methods=methods, requests=requests, drawn=drawn, **rest)
         table.check()
         return table
 

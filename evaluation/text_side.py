@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import sqrt
 from typing import Any, Protocol
 
 import torch
@@ -198,7 +199,8 @@ def span(vectors: Tensor) -> Tensor:
         raise OutOfRange("a span of no vectors; name at least one thing that is unwanted")
     _, sizes, directions = torch.linalg.svd(vectors.double(), full_matrices=False)
     kept = directions[sizes > 1e-4 * sizes[0]]
-    return (kept.T @ kept).to(vectors.dtype)
+    onto: Tensor = (kept.T @ kept).to(vectors.dtype)
+    return onto
 
 
 @torch.no_grad()
@@ -214,7 +216,7 @@ def noise_per_output(scheduler: Any, t: float) -> float:
     if kind == "epsilon":
         return 1.0
     if kind == "v_prediction":
-        return float(scheduler.alphas_cumprod[int(t)]) ** 0.5
+        return sqrt(scheduler.alphas_cumprod[int(t)])
     raise NotAllowed(f"SLD is told of noise predictions, and the model predicts {kind!r}; use epsilon or v_prediction")
 
 

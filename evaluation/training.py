@@ -34,7 +34,7 @@ class Plan:
     """How long, from what seed, and at what size."""
 
     vae_steps: int = 1500
-    steps: int = 4000
+    steps: int = 6000
     batch: int = 64
     seed: int = 0
     size: Size = field(default_factory=Size)

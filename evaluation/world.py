@@ -95,7 +95,7 @@ def new_tokenizer(texts: Sequence[str] | None = None) -> Any:
     for text in corpus() if texts is None else texts:
         parts = plain.pre_tokenizer.pre_tokenize_str(plain.normalizer.normalize_str(text))
         words.update(word for word, _ in parts)
-    merges = learn(words, _MERGES)
+    merges: Any = learn(words, _MERGES)
     vocab = vocabulary(_MARKS, pre_tokenizers.ByteLevel.alphabet(), merges)
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TOKENS)
 

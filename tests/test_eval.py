@@ -12,7 +12,6 @@ from tiny_world import stage
 
 from negindex import Exact, Kernel, NoiseLevel
 from negindex.errors import Damaged, InvalidInput, NotThere, OutOfRange
-from negindex.evaluation import cells
 from negindex.evaluation.ablations import NearestOnly, PlainMeans
 from negindex.evaluation.asked import EVASIVE, KEPT, NOTHING, OTHERS, PLAIN
 from negindex.evaluation.cells import REAL, Bench, Cell
@@ -90,7 +89,7 @@ def test_a_guard_that_is_switched_off_makes_the_unguarded_images_and_one_that_is
 
 
 def test_images_do_not_depend_on_the_batch(filled, world):
-    text, asked = filled.table.methods[0].text, cells.asked_for(OTHERS, "bag", 4)
+    text, asked = filled.table.methods[0].text, world.asked(OTHERS, "bag", 4)
     whole, ones = (
         world.sample(asked, replace(filled.table.drawn, batch=batch), text, nullcontext()) for batch in (4, 1)
     )
@@ -228,7 +227,7 @@ def test_every_kind_of_image_side_samples_and_stacks_on_a_text_side(world, side)
     table = Table.of({**SAID, "methods": [{"name": "nothing"}]})
     bench = Bench(table, world, None)
     given = bench._given(PLAIN)
-    asked = cells.asked_for(PLAIN, "bag", 2)
+    asked = world.asked(PLAIN, "bag", 2)
     made = world.sample(asked, table.drawn, method.text, given.guarded(world.pipe, method.image))
     assert made.shape == (2, 1, 32, 32)
     assert bool(torch.isfinite(made).all())

@@ -18,6 +18,7 @@ from negindex.evaluation.fashion import CLASSES, load
 from negindex.evaluation.judge import Judge, train_judge
 from negindex.evaluation.training import Plan, encoded, train_denoiser, train_vae
 from negindex.evaluation.world import TOKENS, new_tokenizer, save
+from negindex.sampler.encode import space_of
 from negindex.sampler.pipelines import load_pipeline
 
 PLAN = Plan(vae_steps=6, steps=4, batch=8, size=TINY)
@@ -130,7 +131,7 @@ def test_negatives_and_references_are_images_that_the_model_never_saw():
     told = stage()
     rows = told.negatives(EVASIVE, "bag", 20)
     assert len(rows) == 20
-    assert rows.space == told.space
+    assert rows.space == space_of(told.pipe)
     seen = told.trained_on("bag")
     assert not rows.holds(seen[0].digests().values())
     assert len(seen[0]) + len(seen[1]) == len(told.parts.world)

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from negindex.evaluation.fashion import CLASSES, Fashion, Pictures
+from negindex.evaluation.fashion_stage import FashionStage
 from negindex.evaluation.judge import Judge
-from negindex.evaluation.stage import Stage
 from negindex.evaluation.world import Size, assemble, new_text_encoder, new_tokenizer, new_unet, new_vae
 
 TINY = Size(vae=(8, 8, 8), unet=(16, 16), text=16, text_layers=1)
@@ -36,4 +36,4 @@ def pipeline():
 def stage():
     pipe = pipeline()
     pipe.vae.register_to_config(scaling_factor=1.0)
-    return Stage(pipe, Judge(width=8), parts())
+    return FashionStage(pipe, Judge(width=8), parts())

@@ -38,8 +38,13 @@ class Judge:
 
     def read(self, samples: torch.Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Class and confidence of each sample (N, 1, 8, 8)."""
-        probability = self._classifier.predict_proba(samples.flatten(1).numpy())
+        probability = self.probabilities(samples)
         return self._classifier.classes_[probability.argmax(1)], probability.max(1)
+
+    def probabilities(self, samples: torch.Tensor) -> NDArray[np.float64]:
+        """(N, 10) of each class for each sample (N, 1, 8, 8)."""
+        told: NDArray[np.float64] = self._classifier.predict_proba(samples.flatten(1).numpy())
+        return told
 
     def distance(self, samples: torch.Tensor) -> NDArray[np.float32]:
         """L2 distance of each sample to the nearest training image, in [-1, 1]^64."""

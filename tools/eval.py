@@ -25,7 +25,9 @@ def _options(command: Any) -> Any:
     for option in (
         click.option("--count", type=click.IntRange(20), help="Images a cell (default: the file's)."),
         click.option(
-            "--world", type=click.Path(path_type=Path, file_okay=False), help="Folder that train-world wrote."
+            "--world",
+            type=click.Path(path_type=Path, file_okay=False),
+            help="Folder that train-world or train-digits wrote (default: the one that ships).",
         ),
         click.option(
             "--fashion",
@@ -100,16 +102,18 @@ def report(config: Path, out: Path, count: int | None, world: Path | None, fashi
 
 def _bench(config: Path, out: Path, count: int | None, world: Path | None, fashion: Path) -> Bench:
     """The table, on the model that comes with negindex where no other is named."""
-    from contextlib import ExitStack
     from importlib.resources import as_file, files
 
     from negindex.evaluation.cells import Bench
     from negindex.evaluation.fashion import load
-    from negindex.evaluation.stage import Stage
-    from negindex.evaluation.table import Table
+    from negindex.evaluation.fashion_stage import FashionStage
+    from negindex.evaluation.table import FASHION, Table
+    from negindex.tools.digits_stage import DigitsStage
 
     quiet_diffusers()
-    table, parts = Table.read(config).with_count(count), load(fashion)
-    with ExitStack() as stack:
-        folder = world or stack.enter_context(as_file(files("negindex.data") / "fashion-world"))
-        return Bench(table, Stage.open(folder, parts), out)
+    table = Table.read(config).with_count(count)
+    shipped = "fashion-world" if table.world == FASHION else "digits-unet"
+    with as_file(files("negindex.data") / shipped) as folder:
+        chosen = world or folder
+        stage = FashionStage.open(chosen, load(fashion)) if table.world == FASHION else DigitsStage(chosen)
+    return Bench(table, stage, out)

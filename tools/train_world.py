@@ -25,7 +25,7 @@ Example:
 """,
 )
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--steps", type=click.IntRange(1), default=4000, show_default=True, help="Steps of the denoiser.")
+@click.option("--steps", type=click.IntRange(1), default=6000, show_default=True, help="Steps of the denoiser.")
 @click.option("--vae-steps", type=click.IntRange(1), default=1500, show_default=True, help="Steps of the VAE.")
 @click.option("--judge-steps", type=click.IntRange(1), default=1000, show_default=True, help="Steps of the judge.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the training.")
@@ -61,7 +61,7 @@ def train_world(
     import torch
 
     from negindex.evaluation.fashion import load
-    from negindex.evaluation.stage import JUDGE
+    from negindex.evaluation.fashion_stage import JUDGE
     from negindex.evaluation.training import Plan, train_denoiser, train_vae
     from negindex.evaluation.world import assemble, save
 
