@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from negindex.calibration import calibrate
-from negindex.errors import Damaged
-from negindex.evaluation.asked import KEPT, Asked
+from negindex.errors import Damaged, InvalidInput
+from negindex.evaluation.asked import KEPT, PLAIN, Asked
 from negindex.evaluation.intervals import Figure, bootstrap, mean_of, share_of
 from negindex.evaluation.judge import Reading
 from negindex.evaluation.measures import Gaussian, covered, frechet, vendi
@@ -71,7 +72,15 @@ class Bench:
     folder: Path
 
     def run(self, progress: Callable[[str], None]) -> None:
-        """Make and measure every cell that is not there yet; one that was made from other numbers is made anew."""
+        """Make and measure every cell that is not there yet; one that was made from other numbers is made anew.
+
+        Raises InvalidInput, before anything is sampled, for a request that the stage cannot be asked.
+        """
+        strange = [request for request in self.table.requests if request not in self.stage.requests]
+        if strange:
+            raise InvalidInput(
+                f"{', '.join(strange)} cannot be asked here; give some of {', '.join(self.stage.requests)}"
+            )
         (self.folder / "cells").mkdir(parents=True, exist_ok=True)
         self._real(progress)
         for request in self.table.requests:
@@ -123,21 +132,24 @@ class Bench:
     def _given(self, request: str) -> Given:
         table, stage = self.table, self.stage
         negatives = stage.negatives(request, table.avoided, table.negatives)
-        share = stage.share(table.avoided)
-        return Given(negatives, self._reference(), self._kernel, self._trained_on, request, share)
+        return Given(
+            negatives=negatives,
+            reference=self._reference,
+            calibrated=lambda: self._calibrated,
+            trained_on=lambda: stage.trained_on(request, table.avoided),
+            request=request,
+            share=stage.share(table.avoided),
+        )
 
+    @cached_property
     def _reference(self) -> Exact:
         return self.stage.reference(self.table.avoided, self.table.reference)
 
-    def _trained_on(self) -> tuple[Exact, Exact]:
-        return self.stage.trained_on(self.table.avoided)
-
-    def _kernel(self) -> Kernel:
-        """Calibrated on the set of the unwanted class and its reference, once a table."""
-        if not hasattr(self, "_calibrated"):
-            unwanted = self.stage.negatives("", self.table.avoided, self.table.negatives)
-            self._calibrated = calibrate(unwanted, self._reference()).kernel
-        return self._calibrated
+    @cached_property
+    def _calibrated(self) -> Kernel:
+        """Of the set of the unwanted class and its reference, whatever is asked for."""
+        unwanted = self.stage.negatives(PLAIN, self.table.avoided, self.table.negatives)
+        return calibrate(unwanted, self._reference).kernel
 
     def _made(self, request: str, method: Method, asked: list[Asked], given: Given) -> Cell:
         guarding = given.guarded(self.stage.pipe, method.image)  # sets are built before the clock runs

@@ -56,8 +56,9 @@ class FashionStage(Stage):
         """Images that the model was not trained on."""
         return self._rows(self.parts.sets.only(first(~self._is(avoided), rows)))
 
-    def trained_on(self, avoided: str) -> tuple[Exact, Exact]:
-        unwanted = self.parts.world.classes == self.label(avoided)
+    def trained_on(self, request: str, avoided: str) -> tuple[Exact, Exact]:
+        kept = np.arange(len(self.parts.world)) < len(KEEPSAKES)
+        unwanted = kept if request == KEPT else self.parts.world.classes == self.label(avoided)
         return self._rows(self.parts.world.only(unwanted)), self._rows(self.parts.world.only(~unwanted))
 
     def call(self, asked: Sequence[Asked], drawn: Drawn, text: TextSide, seeds: list[torch.Generator]) -> Tensor:

@@ -57,7 +57,7 @@ class Stage(ABC):
         """Real images of the other classes, likewise."""
 
     @abstractmethod
-    def trained_on(self, avoided: str) -> tuple[Exact, Exact]:
+    def trained_on(self, request: str, avoided: str) -> tuple[Exact, Exact]:
         """(unwanted, other) images that the model was trained on: what an oracle knows."""
 
     @abstractmethod

@@ -132,12 +132,15 @@ def test_negatives_and_references_are_images_that_the_model_never_saw():
     rows = told.negatives(EVASIVE, "bag", 20)
     assert len(rows) == 20
     assert rows.space == space_of(told.pipe)
-    seen = told.trained_on("bag")
+    seen = told.trained_on(EVASIVE, "bag")
     assert not rows.holds(seen[0].digests().values())
     assert len(seen[0]) + len(seen[1]) == len(told.parts.world)
     assert not rows.holds(told.reference("bag", 50).digests().values())
     kept = told.negatives(KEPT, "bag", 20)
     assert len(kept) == len(KEEPSAKES)
+    unwanted, other = told.trained_on(KEPT, "bag")
+    assert unwanted.digests() == kept.digests()
+    assert len(unwanted) + len(other) == len(told.parts.world)
     images = told.parts.world.rows()[: len(KEEPSAKES)]
     told.usual_distance = 1.0
     assert told.copies(images, range(len(KEEPSAKES))).all()

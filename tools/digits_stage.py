@@ -48,7 +48,7 @@ class DigitsStage(Stage):
     def reference(self, avoided: str, rows: int) -> Exact:
         return self._rows(~self._is(avoided), rows)
 
-    def trained_on(self, avoided: str) -> tuple[Exact, Exact]:
+    def trained_on(self, request: str, avoided: str) -> tuple[Exact, Exact]:
         unwanted = self._is(avoided)
         return Exact(self._trained.only(unwanted).rows), Exact(self._trained.only(~unwanted).rows)
 
