@@ -119,9 +119,13 @@ class Stage(ABC):
 
     def copies(self, samples: Tensor, wanted: Sequence[int | None]) -> NDArray[np.bool_]:
         """Which samples are near-copies of the training image with the number that was asked for."""
-        kept = self._training[[0 if number is None else number for number in wanted]]
-        apart = np.linalg.norm(_flat(samples) - kept, axis=1)
+        kept = self.singles([0 if number is None else number for number in wanted])
+        apart = (samples - kept).flatten(1).norm(dim=1).double().numpy()
         return np.asarray(apart <= CLOSE * self.usual_distance)
+
+    def singles(self, numbers: Sequence[int]) -> Tensor:
+        """The training images with these numbers, as well as the model could give them back."""
+        return self.training_images[0][list(numbers)]
 
     @cached_property
     def usual_distance(self) -> float:

@@ -141,7 +141,7 @@ def test_negatives_and_references_are_images_that_the_model_never_saw():
     unwanted, other = told.trained_on(KEPT, "bag")
     assert unwanted.digests() == kept.digests()
     assert len(unwanted) + len(other) == len(told.parts.world)
-    images = told.parts.world.rows()[: len(KEEPSAKES)]
+    images = told.singles(range(len(KEEPSAKES)))
     told.usual_distance = 1.0
     assert told.copies(images, range(len(KEEPSAKES))).all()
     assert not told.copies(images.flip(0), range(len(KEEPSAKES))).any()
