@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from negindex.evaluation.asked import EVASIVE, KEPT, NOTHING, OTHERS, PLAIN, REQUESTS
-from negindex.evaluation.cells import Bench, Cell
+from negindex.evaluation.cells import Cell
+from negindex.evaluation.filling import Filling
 from negindex.evaluation.intervals import Figure, paired_difference
 
 OBEYED = 0.8  # what the unguarded model must make of plain and of evasive prompts, or a table says nothing
@@ -42,17 +43,17 @@ def precondition(cells: Iterable[Cell]) -> list[str]:
     return missed
 
 
-def markdown(bench: Bench, cells: Sequence[Cell]) -> Iterator[str]:
+def markdown(filling: Filling, cells: Sequence[Cell]) -> Iterator[str]:
     """The table, request by request."""
-    table = bench.table
+    table = filling.table
     drawn = table.drawn
     yield f"# {table.title}"
     yield ""
     yield (
         f"{table.count} images a cell, the same seeds in each; {drawn.steps} steps, guidance {drawn.guidance:g}; "
         f"{table.negatives} negatives, {table.reference} reference rows. Intervals: 95 %, for each figure alone. FD, "
-        f"precision, recall and diversity are of {bench.stage.features}, beside real test images of the other classes. "
-        "Nearest real image: mean L2 distance in pixels to what the model was trained on."
+        f"precision, recall and diversity are of {filling.stage.features}, beside real test images of the other "
+        "classes. Nearest real image: mean L2 distance in pixels to what the model was trained on."
     )
     missed = precondition(cells)
     yield ""
@@ -67,7 +68,7 @@ def markdown(bench: Bench, cells: Sequence[Cell]) -> Iterator[str]:
             yield from _classes(of)
 
 
-def as_json(bench: Bench, cells: Sequence[Cell]) -> dict[str, Any]:
+def as_json(filling: Filling, cells: Sequence[Cell]) -> dict[str, Any]:
     """Everything, for machines: with each cell's difference from the unguarded one of the same seeds."""
     free = {cell.request: cell for cell in cells if cell.method == UNGUARDED}
     told = []
@@ -75,9 +76,9 @@ def as_json(bench: Bench, cells: Sequence[Cell]) -> dict[str, Any]:
         said = {"method": cell.method, "request": cell.request, "count": cell.count, "stated": cell.stated}
         said |= {"measures": {name: list(figure) for name, figure in cell.measures.items()}, "classes": cell.classes}
         if cell.request in free and cell is not free[cell.request]:
-            said["fewer unwanted"] = list(_fewer(free[cell.request], cell, bench.stage.label(bench.table.avoided)))
+            said["fewer unwanted"] = list(_fewer(free[cell.request], cell, filling.stage.label(filling.table.avoided)))
         told.append(said)
-    table = bench.table
+    table = filling.table
     drawn = {"steps": table.drawn.steps, "guidance": table.drawn.guidance, "seed": table.drawn.seed}
     return {
         "title": table.title,
@@ -90,36 +91,36 @@ def as_json(bench: Bench, cells: Sequence[Cell]) -> dict[str, Any]:
     }
 
 
-def write(bench: Bench, folder: Path) -> list[Path]:
+def write(filling: Filling, folder: Path) -> list[Path]:
     """table.md, table.json, table.png and a grid of pictures a request; returns what was written."""
-    cells = list(bench.cells())
+    cells = list(filling.cells())
     folder.mkdir(parents=True, exist_ok=True)
     page, data, plotted = (folder / f"table.{kind}" for kind in ("md", "json", "png"))
-    page.write_text("\n".join(markdown(bench, cells)) + "\n", encoding="utf-8")
-    data.write_text(json.dumps(as_json(bench, cells), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    page.write_text("\n".join(markdown(filling, cells)) + "\n", encoding="utf-8")
+    data.write_text(json.dumps(as_json(filling, cells), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     written = [page, data]
-    if plot(cells, bench.table.avoided, plotted):
+    if plot(cells, filling.table.avoided, plotted):
         written.append(plotted)
-    for request in bench.table.requests:
+    for request in filling.table.requests:
         of = [cell for cell in cells if cell.request == request]
         if of:
             written.append(folder / f"{request}.png")
-            grid(bench, of, written[-1])
+            grid(filling, of, written[-1])
     return written
 
 
-def grid(bench: Bench, cells: Sequence[Cell], path: Path, columns: int = 16, tile: int = 48) -> None:
+def grid(filling: Filling, cells: Sequence[Cell], path: Path, columns: int = 16, tile: int = 48) -> None:
     """One row a method, the same seeds in a column; what is read as unwanted (or is a copy) is framed."""
     font, frame, name_wide = ImageFont.load_default(13), 2, 230
     cell_wide = tile + 2 * frame + 2
     columns = min(columns, min(cell.count for cell in cells))
     sheet = Image.new("RGB", (name_wide + columns * cell_wide, len(cells) * cell_wide), "#ffffff")
     draw = ImageDraw.Draw(sheet)
-    unwanted = bench.stage.label(bench.table.avoided)
+    unwanted = filling.stage.label(filling.table.avoided)
     for row, cell in enumerate(cells):
         draw.text((4, row * cell_wide + tile // 2 - 6), cell.method, "#1c1c1c", font)
         framed = cell.hit if cell.request == KEPT else [read == unwanted for read in cell.read]
-        levels = ((bench.samples(cell)[:columns, 0] + 1) * 127.5).round().byte().numpy()
+        levels = ((filling.samples(cell)[:columns, 0] + 1) * 127.5).round().byte().numpy()
         for column, pixels in enumerate(levels):
             mat = Image.new("RGB", (tile + 2 * frame,) * 2, "#e8590c" if framed[column] else "#ffffff")
             picture = Image.fromarray(pixels).resize((tile, tile), Image.Resampling.BICUBIC).convert("RGB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -60,7 +61,7 @@ class Table:
 
     def check(self) -> None:
         """Raise InvalidInput where the table makes no sense."""
-        names = [method.name for method in self.methods]
+        names = [slug(method.name) for method in self.methods]
         if not names or len(set(names)) != len(names):
             raise InvalidInput(f"methods {names}; give at least one, each with a name of its own")
         strange = [request for request in self.requests if request not in REQUESTS]
@@ -74,3 +75,8 @@ class Table:
         changed = self if count is None else replace(self, count=count)
         changed.check()
         return changed
+
+
+def slug(name: str) -> str:
+    """A method's name as part of a file's."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")

@@ -8,7 +8,7 @@ import torch
 
 from negindex.errors import InvalidInput, OutOfRange
 from negindex.evaluation.asked import EVASIVE, NOTHING, OTHERS, PLAIN
-from negindex.evaluation.cells import Bench
+from negindex.evaluation.filling import Filling
 from negindex.evaluation.stage import Drawn
 from negindex.evaluation.table import Table
 from negindex.evaluation.text_side import AsAsked, NegativePrompt
@@ -51,7 +51,7 @@ def test_the_guarded_model_draws_fewer_of_the_unwanted(stage, tmp_path):
         "drawn": {"guidance": 2.0, "batch": 40},
         "methods": [{"name": "nothing"}, {"name": "paired", "image": {"kernel": "floored", "prior": 0.5}}],
     }
-    bench = Bench(Table.of(said), stage, tmp_path)
+    bench = Filling(Table.of(said), stage, tmp_path)
     bench.run(lambda done: None)
     _, free, kept = bench.cells()
     assert free.measures["hit"].value > 0.9
@@ -77,4 +77,4 @@ def test_a_request_that_a_world_cannot_answer_is_refused(stage, tmp_path):
         {"title": "t", "world": "digits", "avoided": "8", "requests": [EVASIVE], "methods": [{"name": "nothing"}]}
     )
     with pytest.raises(InvalidInput, match="evasive"):
-        Bench(table, stage, tmp_path).run(lambda done: None)
+        Filling(table, stage, tmp_path).run(lambda done: None)

@@ -14,7 +14,8 @@ from negindex import Exact, Kernel, NoiseLevel
 from negindex.errors import Damaged, InvalidInput, NotThere, OutOfRange
 from negindex.evaluation.ablations import NearestOnly, PlainMeans
 from negindex.evaluation.asked import EVASIVE, KEPT, NOTHING, OTHERS, PLAIN
-from negindex.evaluation.cells import REAL, Bench, Cell
+from negindex.evaluation.cells import Cell
+from negindex.evaluation.filling import REAL, Filling
 from negindex.evaluation.intervals import Figure
 from negindex.evaluation.methods import Given, ImageSide, Method, Oracle
 from negindex.evaluation.report import as_json, precondition, write
@@ -44,9 +45,9 @@ def world():
 
 @pytest.fixture(scope="module")
 def filled(world, tmp_path_factory):
-    bench = Bench(Table.of(SAID), world, tmp_path_factory.mktemp("table"))
-    bench.run(lambda done: None)
-    return bench
+    filling = Filling(Table.of(SAID), world, tmp_path_factory.mktemp("table"))
+    filling.run(lambda done: None)
+    return filling
 
 
 def test_every_cell_is_there_once_and_is_not_made_again(filled):
@@ -76,7 +77,7 @@ def test_a_run_that_was_cut_off_makes_what_is_missing(filled):
 
 
 def test_a_cell_of_other_numbers_is_not_taken_for_this_ones(filled, world):
-    other = Bench(Table.of({**SAID, "drawn": {"steps": 3, "batch": 10}}), world, filled.folder)
+    other = Filling(Table.of({**SAID, "drawn": {"steps": 3, "batch": 10}}), world, filled.folder)
     assert list(other.cells()) == []
     stronger = Method.read({"name": "paired", "image": {"kernel": "literal", "prior": 0.9}}, ("bag",))
     assert filled.fingerprint(OTHERS, stronger) != filled.fingerprint(OTHERS, filled.table.methods[2])
@@ -225,8 +226,8 @@ def test_the_oracle_is_the_ratio_over_all_that_the_model_knows():
 def test_every_kind_of_image_side_samples_and_stacks_on_a_text_side(world, side):
     method = Method.read({"name": "m", "text": "negative-prompt", "image": {"kernel": "literal", **side}}, ("bag",))
     table = Table.of({**SAID, "methods": [{"name": "nothing"}]})
-    bench = Bench(table, world, None)
-    given = bench._given(PLAIN)
+    filling = Filling(table, world, None)
+    given = filling._given(PLAIN)
     asked = world.asked(PLAIN, "bag", 2)
     made = world.sample(asked, table.drawn, method.text, given.guarded(world.pipe, method.image))
     assert made.shape == (2, 1, 32, 32)

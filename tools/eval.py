@@ -10,7 +10,7 @@ import click
 from negindex.tools.common import errors_to_exit_codes, machine, quiet_diffusers
 
 if TYPE_CHECKING:
-    from negindex.evaluation.cells import Bench
+    from negindex.evaluation.filling import Filling
 
 _FASHION = "/usr/share/datasets/fashion-mnist"
 
@@ -88,11 +88,11 @@ def report(config: Path, out: Path, count: int | None, world: Path | None, fashi
     from negindex.evaluation.report import precondition, write
     from negindex.tools.common import PARTLY
 
-    bench = _bench(config, out, count, world, fashion)
-    for path in write(bench, out):
+    filling = _bench(config, out, count, world, fashion)
+    for path in write(filling, out):
         click.echo(str(path))
-    cells = list(bench.cells())
-    missing = len(bench.table.requests) * len(bench.table.methods) - sum(cell.request != "real" for cell in cells)
+    cells = list(filling.cells())
+    missing = len(filling.table.requests) * len(filling.table.methods) - sum(cell.request != "real" for cell in cells)
     faults = [*precondition(cells), *([f"{missing} cells are missing; run `negindex eval run`"] if missing else [])]
     for fault in faults:
         click.echo(f"negindex: {fault}", err=True)
@@ -100,13 +100,13 @@ def report(config: Path, out: Path, count: int | None, world: Path | None, fashi
         sys.exit(PARTLY)
 
 
-def _bench(config: Path, out: Path, count: int | None, world: Path | None, fashion: Path) -> Bench:
+def _bench(config: Path, out: Path, count: int | None, world: Path | None, fashion: Path) -> Filling:
     """The table, on the model that comes with negindex where no other is named."""
     from importlib.resources import as_file, files
 
-    from negindex.evaluation.cells import Bench
     from negindex.evaluation.fashion import load
     from negindex.evaluation.fashion_stage import FashionStage
+    from negindex.evaluation.filling import Filling
     from negindex.evaluation.table import FASHION, Table
     from negindex.tools.digits_stage import DigitsStage
 
@@ -116,4 +116,4 @@ def _bench(config: Path, out: Path, count: int | None, world: Path | None, fashi
     with as_file(files("negindex.data") / shipped) as folder:
         chosen = world or folder
         stage = FashionStage.open(chosen, load(fashion)) if table.world == FASHION else DigitsStage(chosen)
-    return Bench(table, stage, out)
+    return Filling(table, stage, out)
