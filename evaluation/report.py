@@ -156,11 +156,13 @@ def plot(cells: Sequence[Cell], avoided: str, path: Path) -> bool:
 
 
 def _obeyed(cells: Sequence[Cell]) -> str:
-    told = {cell.request: cell.measures["hit"] for cell in cells if cell.method == UNGUARDED}
-    if not {PLAIN, EVASIVE} <= told.keys():
-        return "Precondition not looked at: the table lacks the unguarded model, or its plain or evasive prompts."
-    plain, evasive = told[PLAIN].value, told[EVASIVE].value
-    return f"Precondition: unguarded, {plain:.1%} of plain and {evasive:.1%} of evasive prompts are obeyed."
+    told = [cell for cell in cells if cell.method == UNGUARDED and cell.request in (PLAIN, EVASIVE)]
+    if not told:
+        return (
+            f"Precondition not looked at: the table lacks the method {UNGUARDED!r}, or its plain and evasive requests."
+        )
+    obeyed = ", ".join(f"{REQUESTS[cell.request]}: {cell.measures['hit'].value:.1%}" for cell in told)
+    return f"Precondition: the unguarded model obeys ({obeyed})."
 
 
 def _part(avoided: str, request: str, cells: Sequence[Cell]) -> Iterator[str]:

@@ -54,3 +54,9 @@ def test_what_was_memorised_comes_back_by_its_name():
     asked = stage.asked(KEPT, "bag", 24)
     samples = stage.sample(asked, Drawn(), AsAsked(), nullcontext())
     assert stage.copies(samples, [one.wanted for one in asked]).mean() > 0.5
+
+
+def test_all_that_ships_is_small():
+    with as_file(files("negindex.data")) as folder:
+        sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    assert sum(sizes.values()) <= 16e6

@@ -102,7 +102,19 @@ def inside(told: Figure, truth):
 def test_a_bootstrap_is_the_same_under_the_same_seed():
     x = normal(40)[:, 0]
     assert bootstrap(lambda drawn: x[drawn].mean(), 40, seed=3) == bootstrap(lambda drawn: x[drawn].mean(), 40, seed=3)
-    assert bootstrap(lambda drawn: x[drawn].mean(), 40).value == x.mean()
+    assert bootstrap(lambda drawn: x[drawn].mean(), 40).value == pytest.approx(x.mean(), abs=0.03)
+
+
+def test_a_bootstrap_takes_out_the_bias_of_few_samples():
+    truth, plain, corrected = Gaussian(np.zeros(4), np.eye(4)), [], []
+    for seed in range(30):
+        few = normal(60, seed=seed)
+        plain.append(frechet(Gaussian.of(few), truth))
+        told = bootstrap(lambda drawn, x=few: frechet(Gaussian.of(x[drawn]), truth), 60, resamples=40)
+        assert told.low <= told.value <= told.high
+        corrected.append(told.value)
+    assert np.mean(plain) > 0.1, "the truth is 0"
+    assert abs(np.mean(corrected)) < np.mean(plain) / 3
 
 
 def test_what_is_paired_is_told_by_its_difference():
