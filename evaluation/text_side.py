@@ -45,15 +45,19 @@ class AsAsked:
 
 @dataclass(frozen=True)
 class NegativePrompt(AsAsked):
-    """The names, in the place of the empty prompt of classifier-free guidance."""
+    """The names, in the place of the empty prompt of classifier-free guidance.
+
+    first: how many of them are said, in one prompt; a model whose captions hold one name each knows no lists.
+    """
 
     names: tuple[str, ...]
+    first: int = 1
 
     def arguments(self, pipe: Any, prompts: Sequence[str], steps: int) -> dict[str, Any]:
-        return {"prompt": list(prompts), "negative_prompt": [", ".join(self.names)] * len(prompts)}
+        return {"prompt": list(prompts), "negative_prompt": [_said(self)] * len(prompts)}
 
     def __str__(self) -> str:
-        return f"negative prompt {', '.join(self.names)!r}"
+        return f"negative prompt {_said(self)!r}"
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,10 @@ class Sld(AsAsked):
 
     ``guided = u + w (c - u - gamma)``, ``gamma = mu (s - u) + momentum nu``, elementwise
     ``mu = min(1, |scale (c - s)|)`` where ``c - s < threshold`` and 0 elsewhere, all in noise predictions;
-    ``nu <- beta nu + (1 - beta) gamma``; gamma is left out during the first ``warmup`` steps, while nu builds up.
-    The numbers are the paper's "strong" ones. The paper prints max(1, ...) for mu; its text and the published code
-    mean that the scale is at most 1. Cost: a third more of the network.
+    ``nu <- beta nu + (1 - beta) gamma``; gamma is left out in the share ``warmup`` of the steps, while nu builds up.
+    The numbers are the paper's "strong" ones (there 7 of 50 steps of warming up); its "max": scale 5000, threshold 1,
+    warmup 0. The paper prints max(1, ...) for mu; its text and the published code mean that the scale is at most 1.
+    first: as for a negative prompt. Cost: half as much again of the network.
     Source: Schramowski et al. 2023 (arXiv 2211.05105), Eq. 3 to 8.
     """
 
@@ -73,7 +78,8 @@ class Sld(AsAsked):
     threshold: float = 0.025
     momentum: float = 0.5
     beta: float = 0.7
-    warmup: int = 7
+    warmup: float = 7 / 50
+    first: int = 1
 
     @contextmanager
     def attached(self, pipe: Any, guidance: float) -> Iterator[None]:
@@ -85,7 +91,8 @@ class Sld(AsAsked):
             hook.remove()
 
     def __str__(self) -> str:
-        return f"SLD, scale {self.scale:g}, threshold {self.threshold:g}, away from {', '.join(self.names)!r}"
+        numbers = f"scale {self.scale:g}, threshold {self.threshold:g}, momentum {self.momentum:g}, beta {self.beta:g}"
+        return f"SLD, {numbers}, warmup {self.warmup:g}, away from {_said(self)!r}"
 
 
 class _ThirdBranch:
@@ -93,7 +100,7 @@ class _ThirdBranch:
 
     def __init__(self, method: Sld, pipe: Any) -> None:
         self._method, self._scheduler = method, pipe.scheduler
-        self._said = _encoded(pipe, [", ".join(method.names)])
+        self._said = _encoded(pipe, [_said(method)])
         self._inside, self._step, self._last = False, 0, -1.0
         self._nu: Tensor | None = None
 
@@ -132,7 +139,8 @@ class _ThirdBranch:
         nu = torch.zeros_like(free) if self._nu is None else self._nu
         gamma = mu * (away - free) + m.momentum * nu
         self._nu = m.beta * nu + (1 - m.beta) * gamma
-        return gamma if self._step >= m.warmup else torch.zeros_like(gamma)
+        warming = self._step < round(m.warmup * len(self._scheduler.timesteps))
+        return torch.zeros_like(gamma) if warming else gamma
 
 
 @dataclass(frozen=True)
@@ -144,6 +152,8 @@ class Safree(AsAsked):
     over the other tokens, since a prompt without a trigger lies further from the names. It becomes
     ``P_I (1 - P_C) p_i``. The changed embedding is used in the first ``gamma sigmoid(1 - cos(p, p_safe))`` steps,
     rounded; after them the plain one.
+    marks: what follows the words, the end mark and the padding, is changed with them, if any of them triggers. The
+    method leaves it; where the encoder puts a prompt's meaning there too, leaving it is leaving the meaning.
     The method's re-weighing of latents in Fourier space is left out.
     Source: Yoon et al. 2024 (arXiv 2410.12761), Eq. 2 to 6.
     """
@@ -151,6 +161,7 @@ class Safree(AsAsked):
     names: tuple[str, ...]
     alpha: float = 0.01
     gamma: float = 10.0
+    marks: bool = False
 
     def arguments(self, pipe: Any, prompts: Sequence[str], steps: int) -> dict[str, Any]:
         away = span(pooled(pipe, list(self.names)))
@@ -185,12 +196,20 @@ class Safree(AsAsked):
         far = (masked - masked @ away).norm(dim=1)  # (n,)
         others = (far.sum() - far) / (len(far) - 1)
         triggers = places[far > (1 + self.alpha) * others]
+        if self.marks and len(triggers):
+            triggers = torch.cat([triggers, torch.arange(int(places[-1]) + 1, len(plain))])
         safe = plain.clone()
         safe[triggers] = (plain[triggers] - plain[triggers] @ away) @ span(masked)
         return plain, safe
 
     def __str__(self) -> str:
-        return f"SAFREE, alpha {self.alpha:g}, away from {', '.join(self.names)!r}"
+        marks = ", marks too" if self.marks else ""
+        return f"SAFREE, alpha {self.alpha:g}, gamma {self.gamma:g}{marks}, away from {', '.join(self.names)!r}"
+
+
+def _said(method: NegativePrompt | Sld) -> str:
+    """The names that the method says, as one prompt."""
+    return ", ".join(method.names[: method.first])
 
 
 def span(vectors: Tensor) -> Tensor:
