@@ -72,11 +72,11 @@ class FashionStage(Stage):
         return self.judge.read(samples)
 
     @cached_property
-    def test_images(self) -> tuple[Tensor, NDArray[np.int64]]:  # type: ignore[override]
+    def test_images(self) -> tuple[Tensor, NDArray[np.int64]]:
         return self.parts.test.rows(), self.parts.test.classes
 
     @cached_property
-    def training_images(self) -> tuple[Tensor, NDArray[np.int64]]:  # type: ignore[override]
+    def training_images(self) -> tuple[Tensor, NDArray[np.int64]]:
         return self.parts.world.rows(), self.parts.world.classes
 
     @torch.no_grad()

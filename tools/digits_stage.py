@@ -66,11 +66,11 @@ class DigitsStage(Stage):
         return Reading(probability.argmax(1), probability, pixels)
 
     @cached_property
-    def test_images(self) -> tuple[Tensor, NDArray[np.int64]]:  # type: ignore[override]
+    def test_images(self) -> tuple[Tensor, NDArray[np.int64]]:
         return self._held_out.rows, self._held_out.classes
 
     @cached_property
-    def training_images(self) -> tuple[Tensor, NDArray[np.int64]]:  # type: ignore[override]
+    def training_images(self) -> tuple[Tensor, NDArray[np.int64]]:
         return self._trained.rows, self._trained.classes
 
     def networks(self) -> Iterable[Any]:
