@@ -3,7 +3,7 @@
 # make test           lint, types, tests (needs nothing but Python 3.11 and pip)
 # make test-wheel     types, and the same tests but the slowest, against the built wheel, from another directory
 # make test-services  tests on data and servers from Debian packages; installs them with apt-get (root)
-# make check-long     checks of minutes rather than seconds: the demo's weights trained anew
+# make check-long     checks of minutes rather than seconds: the demo's weights trained anew, every class of the world asked for
 
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin

@@ -14,6 +14,7 @@ import pytest
 
 import negindex
 import negindex.sampler
+import negindex.sampler.evaluation
 import negindex.testing
 import negindex.tools
 from negindex.sampler.schedules import FAMILIES, REFUSED
@@ -67,7 +68,7 @@ def run_python(block, session):
 
 
 def modules():
-    for package in (negindex, negindex.sampler, negindex.testing, negindex.tools):
+    for package in (negindex, negindex.sampler, negindex.sampler.evaluation, negindex.testing, negindex.tools):
         for found in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             if not found.name.endswith("__main__"):
                 yield found.name

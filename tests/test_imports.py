@@ -10,9 +10,9 @@ import pytest
 import negindex
 import negindex.sampler
 import negindex.testing
-import negindex.tools
 
-CORE, SAMPLER, TOOLS = (Path(p.__file__).parent for p in (negindex, negindex.sampler, negindex.tools))
+CORE, SAMPLER = (Path(p.__file__).parent for p in (negindex, negindex.sampler))
+EVALUATION = SAMPLER / "evaluation"
 LAYERS = [  # lowest first; a module may import from lower layers and, within the store, from its left
     ["errors", "checks", "text", "offline"],
     ["noise", "kmeans", "gaussians", "disk", "merkle", "clocks", "tables", "hamming", "geometry"],
@@ -71,8 +71,14 @@ def test_the_core_imports_neither_the_sampler_nor_the_tools_nor_heavy_packages(p
         assert not name.startswith(("negindex.sampler", "negindex.tools", "diffusers", "open_clip", "click")), name
 
 
-@pytest.mark.parametrize("path", files(SAMPLER), ids=lambda p: p.name)
-def test_the_sampler_imports_no_tools(path):
+@pytest.mark.parametrize("path", files(SAMPLER, "evaluation"), ids=lambda p: p.name)
+def test_the_sampler_imports_neither_the_evaluation_nor_the_tools(path):
+    for name in imported(path):
+        assert not name.startswith(("negindex.sampler.evaluation", "negindex.tools", "click")), name
+
+
+@pytest.mark.parametrize("path", files(EVALUATION), ids=lambda p: p.name)
+def test_the_evaluation_imports_no_tools(path):
     for name in imported(path):
         assert not name.startswith(("negindex.tools", "click")), name
 

@@ -195,7 +195,7 @@ def _setting(asked: Asked, prior: float) -> Setting:
 
 def _share(hits: Any) -> str:
     """A share with its Wilson interval."""
-    from negindex.tools.demo_measures import wilson
+    from negindex.sampler.evaluation.intervals import wilson
 
     share = float(hits.mean())
     low, high = wilson(share, len(hits), 1.96)

@@ -32,9 +32,13 @@ _COMMANDS = {  # name: (module, what `negindex --help` says)
     "apikey": ("apikey", "Make, list and revoke the keys of the service."),
     "key": ("key", "Make and show the keys that sign checkpoints and receipts."),
     "bench": ("bench", "Measure what things cost on this machine."),
+    "eval": ("eval", "Compare methods, with intervals, on a small text-to-image model."),
     "demo": ("demo", "Show the main job on real images, and check it."),
     "train-digits": ("train_digits", "Train the demo's small model on handwritten digits."),
+    "train-world": ("train_world", "Train a small text-to-image model, and a judge of it."),
 }
+
+_NAMED = {"eval": "eval_"}  # where Python has another thing of that name
 
 
 class _LazyGroup(click.Group):
@@ -47,7 +51,7 @@ class _LazyGroup(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = importlib.import_module(f"negindex.tools.{_COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
+        command: click.Command = getattr(module, _NAMED.get(cmd_name, cmd_name.replace("-", "_")))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

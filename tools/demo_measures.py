@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from negindex.sampler.evaluation.intervals import wilson
 from negindex.tools.digits import CLASSES, Digits
 
 AVOIDED = 8
@@ -37,8 +38,13 @@ class Judge:
 
     def read(self, samples: torch.Tensor) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Class and confidence of each sample (N, 1, 8, 8)."""
-        probability = self._classifier.predict_proba(samples.flatten(1).numpy())
+        probability = self.probabilities(samples)
         return self._classifier.classes_[probability.argmax(1)], probability.max(1)
+
+    def probabilities(self, samples: torch.Tensor) -> NDArray[np.float64]:
+        """(N, 10) of each class for each sample (N, 1, 8, 8)."""
+        told: NDArray[np.float64] = self._classifier.predict_proba(samples.flatten(1).numpy())
+        return told
 
     def distance(self, samples: torch.Tensor) -> NDArray[np.float32]:
         """L2 distance of each sample to the nearest training image, in [-1, 1]^64."""
@@ -135,10 +141,3 @@ def asked_for_others(free: Measured, guarded: Measured) -> Iterator[Verdict]:
 def _normal_bound(comparisons: int) -> float:
     """z of a two-sided 95 % interval that holds for so many comparisons at once."""
     return NormalDist().inv_cdf(1 - 0.05 / (2 * comparisons))
-
-
-def wilson(share: float, count: int, z: float) -> tuple[float, float]:
-    """Wilson interval of a share of ``count`` trials, z standard deviations wide each way."""
-    centre = share + z * z / (2 * count)
-    width = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return (centre - width) / (1 + z * z / count), (centre + width) / (1 + z * z / count)
