@@ -12,6 +12,7 @@ import torch
 
 from negindex import Collection, NegindexError, NoiseLevel
 from negindex.errors import Damaged, NewerFormat, NoCollection
+from negindex.schema import FORMAT
 
 SHAPE, N = (8,), 2000
 PROCESSES = multiprocessing.get_context("forkserver")  # imports once, forks before any OpenMP
@@ -124,8 +125,9 @@ def test_a_catalogue_that_does_not_say_what_it_is_of_is_damaged(place, change):
 
 def test_a_newer_format_is_refused_and_says_what_to_do(place):
     with record(place) as db:
-        db.execute("PRAGMA user_version = 4")
-    with pytest.raises(NewerFormat, match=r"has format 4, and this negindex reads up to 3; install a newer"):
+        db.execute(f"PRAGMA user_version = {FORMAT + 1}")
+    said = f"has format {FORMAT + 1}, and this negindex reads up to {FORMAT}; install a newer"
+    with pytest.raises(NewerFormat, match=said):
         Collection.open(place)
 
 
