@@ -5,6 +5,7 @@ from importlib.resources import as_file, files
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 from negindex.errors import InvalidInput, OutOfRange
 from negindex.sampler.evaluation.asked import EVASIVE, NOTHING, OTHERS, PLAIN
@@ -12,6 +13,7 @@ from negindex.sampler.evaluation.filling import Filling
 from negindex.sampler.evaluation.stage import Drawn
 from negindex.sampler.evaluation.table import Table
 from negindex.sampler.evaluation.text_side import AsAsked, NegativePrompt
+from negindex.tools.cli import main
 from negindex.tools.digits_stage import DigitsStage
 
 
@@ -78,3 +80,23 @@ def test_a_request_that_a_world_cannot_answer_is_refused(stage, tmp_path):
     )
     with pytest.raises(InvalidInput, match="evasive"):
         Filling(table, stage, tmp_path).run(lambda done: None)
+
+
+def test_the_commands_fill_a_table_and_report_it(tmp_path):
+    (tmp_path / "t.toml").write_text(
+        'title = "T"\nworld = "digits"\navoided = "8"\nrequests = ["plain"]\ncount = 1000\nnegatives = 50\n'
+        'reference = 60\ndrawn = { steps = 4, guidance = 2.0, batch = 20 }\n[[methods]]\nname = "nothing"\n'
+        '[[methods]]\nname = "paired"\nimage = { kernel = "floored" }\n'
+    )
+    words = [str(tmp_path / "t.toml"), "--out", str(tmp_path / "out"), "--count", "20"]
+    early = CliRunner().invoke(main, ["eval", "report", *words])
+    assert early.exit_code == 3
+    assert "2 cells are missing" in early.output
+    done = CliRunner().invoke(main, ["eval", "run", *words, "--threads", str(torch.get_num_threads())])
+    assert done.exit_code == 0, done.output
+    told = CliRunner().invoke(main, ["eval", "report", *words])
+    assert told.exit_code in (0, 3), told.output  # four steps may draw too few 8s for the precondition
+    assert "missing" not in told.output
+    assert "| paired |" in (tmp_path / "out" / "table.md").read_text()
+    (tmp_path / "t.toml").write_text('title = "T"\navoided = "hat"\n')
+    assert CliRunner().invoke(main, ["eval", "run", *words]).exit_code == 2

@@ -5,6 +5,8 @@ from importlib.resources import as_file, files
 
 import numpy as np
 import pytest
+import torch
+from click.testing import CliRunner
 
 from negindex.sampler.evaluation.asked import EVASIVE, KEPT, NOTHING, PLAIN
 from negindex.sampler.evaluation.fashion import CLASSES, FOLDER, load
@@ -12,6 +14,7 @@ from negindex.sampler.evaluation.fashion_stage import FashionStage
 from negindex.sampler.evaluation.report import OBEYED
 from negindex.sampler.evaluation.stage import Drawn
 from negindex.sampler.evaluation.text_side import AsAsked
+from negindex.tools.cli import main
 
 
 def shipped(parts):
@@ -65,3 +68,15 @@ def test_all_that_ships_is_small():
     with as_file(files("negindex.data")) as folder:
         sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     assert sum(sizes.values()) <= 16e6
+
+
+@pytest.mark.services
+def test_the_command_trains_a_world_that_opens_and_goes_on_from_its_checkpoints(tmp_path):
+    words = ["train-world", str(tmp_path / "world"), "--vae-steps", "2", "--steps", "2", "--judge-steps", "2"]
+    words += ["--checkpoints", str(tmp_path / "checkpoints"), "--threads", str(torch.get_num_threads())]
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    weights = FashionStage.open(tmp_path / "world", load(FOLDER)).weights
+    again = CliRunner().invoke(main, words)
+    assert "step" not in again.output
+    assert FashionStage.open(tmp_path / "world", load(FOLDER)).weights == weights
