@@ -79,6 +79,7 @@ def serve(file: Path | None, print_config: bool, **flags: Any) -> None:
     if print_config:
         click.echo(json.dumps(shown(settings, origins), indent=2, ensure_ascii=False))
         return
+    from negindex.sampler.for_pages import ForPages
     from negindex.service.run import run
 
-    run(settings)
+    run(settings, ForPages())
