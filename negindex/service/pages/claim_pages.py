@@ -88,6 +88,7 @@ def _claim_page(request: Request, number: int, person: dict[str, Any] | None = N
     erase = caller.may(DECIDERS) and rules.allows(claim.state, "erased")
     return page(
         request, "claim.html", claim=claim, rules=rules, person=person, offered=offered, asking=asking, erase=erase,
+        keeps_by_field=any(field.name == "fingerprint" for field in rules.fields),
         erase_fields=ERASE.fields(claim, rules, told), others=_others(collection, claim), sees=caller.may(HANDLERS),
         decides=caller.may(DECIDERS), attaches=caller.may(INTAKE) and claim.state not in CLOSED,
         outstanding=collection.outstanding(), helps=_helps(rules), too_early=_too_early(claim),

@@ -61,6 +61,10 @@ class Erasures:
             raise NotAllowed(
                 f"claim {claim} is {found.state}, which leads to no erasure under {rules.name}; withdraw it"
             )
+        if missing := rules.missing({**found.fields, **collection.claims.claimant(claim), **fields}, "erased"):
+            raise InvalidInput(f"claim {claim}: {', '.join(field.name for field in missing)} must be told with it")
+        if "fingerprint" in fields:  # the regime asks for the choice itself
+            keep_out = fields["fingerprint"] == "kept"
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         made = Asking(collection.set_id, claim, key, at, sorted(found.rows), keep_out, dict(fields))
         with writer_lock(self._root):

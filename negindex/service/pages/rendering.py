@@ -117,7 +117,7 @@ class PageRoute(APIRoute):
 
 def _error(request: Request, status: int, words: str, headers: Any = None) -> Response:
     title = HTTPStatus(status).phrase
-    response = page(request, "error.html", status, title=title, status=status, words=words)
+    response = page(request, "error.html", status, title=title, words=words)
     response.headers.update(headers or {})
     return response
 
