@@ -5,12 +5,14 @@ import json
 import re
 import threading
 
+import numpy as np
 import pytest
 import torch
 from browsing import COUNTER, NOTICE, SHAPE, again, browsers, hidden, png
+from claim_model import filled
 from PIL import Image
 
-from negindex import Collection, NoiseLevel
+from negindex import Collection
 from negindex.receipts import Receipt
 from negindex.sampler.png import save_image
 from negindex.service.access import create_key, revoke_key
@@ -71,12 +73,6 @@ def test_a_claim_goes_from_notice_to_erasure_and_samplers_follow(office):
     number = ann.open_claim("art", [("a.png", png(1))])
     (row,) = rows_of(root, number)
     follows = art_of(root)
-    sample = follows.stored([row]).rows.astype("float32")
-
-    def heaviest():
-        told = follows.posterior(torch.from_numpy(sample), NoiseLevel(1.0, 0.1))
-        return told.heaviest.ids[0, 0].item() if hasattr(told.heaviest, "ids") else told.ids[0, 0].item()
-
     at = f"{ART}/claims/{number}"
     assert row not in follows.in_force()
     assert ben.send(f"{at}/accept", {"reason": "complete"}).status_code == 303
@@ -123,7 +119,8 @@ def test_the_queue_shows_whose_time_runs_out_first(office):
     root, people, _ = office
     with art_of(root) as art:
         numbers = []
-        for regime, fields in (("in-house", {}), ("dsa", {}), ("take-it-down", {}), ("gdpr-erasure", {})):
+        for regime in ("in-house", "gdpr-erasure", "dsa", "take-it-down"):
+            fields = filled(regime, "accepted")
             rows = torch.full((1, *SHAPE), float(len(numbers) + 1)).numpy()
             numbers.append(art.claims.open(regime, fields, rows=rows, source_keys=[regime]).number)
         due = [one.claim for one in art.claims.due()]
@@ -290,7 +287,7 @@ def test_reveals_of_many_at_once_are_whole_lines(tmp_path):
 
 
 def test_personal_fields_are_on_no_page_until_they_are_asked_for(office):
-    root, people, _ = office
+    _, people, _ = office
     number = people["ann"].open_claim("art", [("a.png", png(1))])
     pages = [f"{ART}/claims/{number}", f"{ART}/claims", f"{ART}/history", f"{ART}/status", "/pages"]
     for person in people.values():
@@ -302,19 +299,11 @@ def test_a_blurred_picture_is_six_by_six_colours(office):
     root, people, _ = office
     number = people["ann"].open_claim("art", [("a.png", png(1))])
     (row,) = rows_of(root, number)
-    pictures = []
-    for kind, answer in (("blurred", people["ann"].get(f"{ART}/rows/{row}/blurred").content),):
-        pictures.append((kind, Image.open(io.BytesIO(answer)).convert("L")))
-    clear = Image.fromarray(art_of(root).stored([row]).rows[0].transpose(1, 2, 0).astype("float32")[:, :, 0])
-    edges = [max(abs(a - b) for a, b in zip(line, line[1:], strict=False)) for line in _lines(pictures[0][1])]
-    sharp = [max(abs(a - b) for a, b in zip(line, line[1:], strict=False)) for line in _lines(clear)]
-    assert max(edges) < 12
-    assert max(sharp) > 0.3  # of 2
-
-
-def _lines(image):
-    width, values = image.width, list(image.getdata())
-    return [values[start : start + width] for start in range(0, len(values), width)]
+    answer = people["ann"].get(f"{ART}/rows/{row}/blurred").content
+    blurred = np.asarray(Image.open(io.BytesIO(answer)).convert("L"), np.float64)
+    clear = 127.5 * art_of(root).stored([row]).rows[0].astype(np.float64)  # (3, H, W), from -1 to 1
+    assert np.abs(np.diff(blurred)).max() < 12  # no edge is left
+    assert np.abs(np.diff(clear)).max() > 40
 
 
 def test_search_finds_the_row_of_the_same_picture_first(office):
@@ -332,7 +321,7 @@ def test_search_finds_the_row_of_the_same_picture_first(office):
 
 def test_history_tells_what_was_in_force_at_a_version_and_at_a_time(office):
     root, people, _ = office
-    number, _ = withdrawn(people)
+    withdrawn(people)
     versions = art_of(root).versions()
     accepted = next(one for one in versions if one.action == "accept")
     for at in (str(accepted.version), accepted.at):
@@ -373,17 +362,6 @@ def test_a_set_that_cannot_be_read_hides_no_other(office):
 # -- receipts ------------------------------------------------------------------------------
 
 
-def receipt_for(art, rows=1):
-    point = art.checkpoint()
-    stated = {"set_id": art.set_id, "version": point.version, "rows": rows, "checkpoint": point.__dict__}
-    made = {
-        **{"made": art.newest().at, "sets": [stated], "reference": [], "kernel": "literal", "gate": "none"},
-        **{"kernel_fingerprint": "", "rule": "paired", "copies": "none", "window": "always", "scheduler": "none"},
-        **{"steps": [], "degraded_steps": 0, "libraries": {}},
-    }
-    return made
-
-
 def test_a_receipt_is_checked_against_the_sets_own_log(office, made_receipt):
     root, people, _ = office
     art = art_of(root)
@@ -403,7 +381,7 @@ def test_a_png_is_held_to_the_pixels_that_its_receipt_speaks_of(office, made_rec
     text = people["dora"].send("/pages/receipts", None, [("made.png", content)]).text
     assert "<strong>holds</strong> image: has the very pixels" in text
     assert people["dora"].send("/pages/receipts", None, [("none.png", png(2))]).status_code == 404
-    assert people["dora"].send("/pages/receipts", {"text": "{}"}).status_code in (422, 500)
+    assert people["dora"].send("/pages/receipts", {"text": "{}"}).status_code == 422
 
 
 @pytest.fixture

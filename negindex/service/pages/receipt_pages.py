@@ -32,7 +32,10 @@ def ask(request: Request) -> Response:
 @router.post(f"{HOME}/receipts", **visited_by(*READERS))
 def check(request: Request, form: TheForm) -> Response:
     """What stands of a receipt, with the logs of those of its sets that are here and that the key is for."""
-    receipt, matches = _given(request, form)
+    try:
+        receipt, matches = _given(request, form)
+    except Damaged as error:  # the visitor's file is, nothing of the service's
+        raise InvalidInput(str(error)) from error
     lines = prove(receipt, list(_logs(request, receipt)))
     if matches is not None:
         verdict = HOLDS if matches else FALSE
