@@ -324,7 +324,8 @@ class Catalogue:
         found = self.ask(sql, row_id)
         if not found:
             raise UnknownKey(f"no row has the number {row_id}; `negindex status --keys` lists what is in force")
-        return RowRecord(*found[0][:-1], bool(found[0][-1]))
+        key, label, digest, added, withdrawn, erased, stored = found[0][1:]
+        return RowRecord(row_id, key, label, digest, added, withdrawn, erased, bool(stored))
 
     def standing(self, ids: Sequence[int], ever: bool = False) -> dict[int, tuple[str, bool]]:
         """{id: (source key, whether in force)} of those in force or proposed; with ``ever`` of all that have a key."""

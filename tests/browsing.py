@@ -7,7 +7,7 @@ import re
 from urllib.parse import urlencode
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 from starlette.testclient import TestClient
 
 from negindex.sampler.for_pages import ForPages
@@ -39,6 +39,18 @@ def png(seed, side=96):
     small = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC).save(file, "PNG")
+    return file.getvalue()
+
+
+def painting(seed, side=256):
+    """A picture that people can look at: ellipses of all colours."""
+    choose = np.random.default_rng(seed).integers
+    image = Image.new("RGB", (side, side), tuple(choose(120, 255, 3).tolist()))
+    for _ in range(24):
+        (left, top), (width, height) = choose(-40, side, 2).tolist(), choose(20, side // 2, 2).tolist()
+        ImageDraw.Draw(image).ellipse((left, top, left + width, top + height), tuple(choose(0, 255, 3).tolist()))
+    file = io.BytesIO()
+    image.save(file, "PNG")
     return file.getvalue()
 
 

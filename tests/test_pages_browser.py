@@ -1,12 +1,14 @@
 """The pages in a real browser: Debian's chromium, driven over a socket; and axe's rules of accessibility."""
 
+import io
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from browsing import COUNTER, NOTICE, SHAPE, again, png
+from browsing import COUNTER, NOTICE, again, painting
+from PIL import Image
 from serving import serving
 
 from negindex import Collection, NoiseLevel, RemoteNegatives
@@ -19,6 +21,7 @@ pytestmark = [
     pytest.mark.services,
     pytest.mark.skipif(CHROMIUM is None, reason="chromium is missing: apt-get install chromium"),
 ]
+SHAPE = (3, 64, 64)
 PICTURES = os.environ.get("NEGINDEX_SCREENSHOTS")  # a folder that screenshots are written into
 
 
@@ -56,8 +59,10 @@ def visitor(chromium, url, key, **looks):
 
 
 def shot(page, name):
+    """A screenshot of few colours, where they are asked for."""
     if PICTURES:
-        page.screenshot(path=Path(PICTURES) / f"{name}.png")
+        image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+        image.quantize(96, dither=Image.Dither.NONE).save(Path(PICTURES) / f"{name}.png", optimize=True)
 
 
 def fill_notice(page):
@@ -77,8 +82,9 @@ def open_claim(page, folder, name, content):
 
 def test_from_a_notice_to_an_erasure(office, chromium, tmp_path_factory):
     root, url, keys = office
-    folder, first_image = tmp_path_factory.mktemp("mail"), png(1)
-    curator, first, second = (visitor(chromium, url, keys[who]) for who in ("curator", "first", "second"))
+    folder, first_image = tmp_path_factory.mktemp("mail"), painting(1)
+    looks = {"viewport": {"width": 1000, "height": 620}}
+    curator, first, second = (visitor(chromium, url, keys[who], **looks) for who in ("curator", "first", "second"))
     remote = RemoteNegatives(url, "art.set", keys["sampler"])
 
     open_claim(curator, folder, "copy.png", first_image)
@@ -90,7 +96,7 @@ def test_from_a_notice_to_an_erasure(office, chromium, tmp_path_factory):
     open_claim(curator, folder, "again.jpg", again(first_image))  # another notice, on a near-copy
     near = curator.locator(".near")
     assert "bits apart" in near.inner_text()
-    shot(curator, "near-duplicates")
+    shot(curator, "pages-near-duplicates")
     image = near.locator("img")
     blurred = image.get_attribute("src")
     curator.get_by_role("button", name="Reveal row 2").click()
@@ -102,7 +108,7 @@ def test_from_a_notice_to_an_erasure(office, chromium, tmp_path_factory):
     first.get_by_text("Accept", exact=True).first.click()
     first.get_by_role("button", name="Accept").click()
     first.get_by_text("in force", exact=True).first.wait_for()
-    shot(first, "claim")
+    shot(first, "pages-claim")
     pinned = remote.pin()
     assert len(pinned) == 2
     sample = torch.from_numpy(Collection.open(root / "art.set").stored([2]).rows.astype("float32"))
@@ -117,7 +123,7 @@ def test_from_a_notice_to_an_erasure(office, chromium, tmp_path_factory):
     curator.get_by_role("button", name="Dispute").click()
     curator.get_by_text("not before").first.wait_for()
     first.goto("/pages/sets/art.set/claims")
-    shot(first, "queue")
+    first.get_by_text("put back").wait_for()
 
     first.goto(at)
     first.get_by_text("Withdraw", exact=True).first.click()
@@ -171,10 +177,10 @@ def test_every_page_is_accessible_and_fits_a_narrow_screen(office, chromium, tmp
         art.calibrate()
     page = visitor(chromium, url, keys["admin"], color_scheme=scheme, viewport={"width": width, "height": 900})
     folder = tmp_path_factory.mktemp("mail")
-    open_claim(page, folder, "a.png", png(1))
+    open_claim(page, folder, "a.png", painting(1))
     page.get_by_role("button", name="Open the claim").click()
     page.get_by_role("heading", name="Claim 3").wait_for()
-    open_claim(page, folder, "b.jpg", again(png(1)))
+    open_claim(page, folder, "b.jpg", again(painting(1)))
     found = [] if width == 320 else [_amiss(axe, page)]
     ends = ("claims", "claims/3", "new-claim", "new-claim?regime=dmca", "rows/1", "search", "history?at=1", "status")
     for path in ["/pages", "/pages/receipts", "/pages/reveals", *(f"/pages/sets/art.set/{end}" for end in ends)]:

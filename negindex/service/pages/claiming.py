@@ -173,7 +173,7 @@ def _shown(request: Request, collection: Collection, asked: Asked) -> dict[str, 
     own = {key: (data_url(both.blurred), data_url(both.clear)) for key, both in found.pictures.items()}
     like = {key: [alike for of, alike in found.similar if of == key] for key, _ in asked.inputs}
     handed = [(file.name, b64encode(file.content).decode()) for file in asked.files]
-    live = collection.claims_on([alike.row for _, alike in found.similar])
+    live = collection.claims_on([alike.row for _, alike in found.similar], ever=True)
     return {"looked": found, "own": own, "like": like, "handed": handed, "live": live}
 
 

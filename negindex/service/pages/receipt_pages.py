@@ -69,7 +69,7 @@ def _logs(request: Request, receipt: Receipt) -> list[list[Record]]:
     """The logs of the receipt's sets; a set that cannot be read is as one that is not here."""
     known, caller = state_of(request).sets, caller_of(request)
     wanted = {stated.set_id.partition("#")[0] for stated in (*receipt.sets, *receipt.reference)}
-    found = {}
+    found: dict[str, list[Record]] = {}
     for name in filter(caller.sees, known.names()):
         with suppress(NegindexError):
             collection = known.get(name).collection
