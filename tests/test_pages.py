@@ -1,5 +1,6 @@
 """The pages: every one by every kind of caller, sessions and their cookies, forms of others, hostile words, limits."""
 
+import doctest
 import re
 import stat
 import time
@@ -10,6 +11,7 @@ from browsing import NOTICE, SHAPE, Browser, again, browsers, hidden, png
 from negindex import Collection
 from negindex.errors import Damaged, NotAllowed
 from negindex.service.access import ROLES, Door, create_key, revoke_key
+from negindex.service.pages import forms, words
 from negindex.service.pages.rendering import POLICY
 from negindex.service.pages.sessions import IDLE, LONGEST, SECRET, Sessions
 from negindex.service.pages.site import router
@@ -102,6 +104,13 @@ def test_pages_load_nothing_from_elsewhere_and_hold_no_script_or_style(site):
                 link.startswith(("/pages", "?", "#", "data:"))
                 for link in re.findall(r'(?:href|src|action)="([^"]*)"', text)
             )
+
+
+@pytest.mark.parametrize("module", [forms, words], ids=lambda module: module.__name__)
+def test_examples_in_docstrings_hold(module):
+    told = doctest.testmod(module)
+    assert told.attempted
+    assert not told.failed
 
 
 # -- sessions ------------------------------------------------------------------------------
