@@ -286,6 +286,12 @@ def test_uploads_are_limited_in_size_number_and_pixels(tmp_path):
     assert "cannot become rows" in bomb.text
 
 
+def test_whoever_is_not_logged_in_sends_little(tmp_path):
+    create_key(tmp_path, ["admin"])
+    with browsers(tmp_path) as browser:
+        assert browser().client.post("/pages/login", data={"key": "x" * 9000}).status_code == 413
+
+
 def test_an_image_that_cannot_be_read_is_named_and_nothing_is_put_in(site):
     root, known = site
     data = {"regime": "dmca", "prefix": "", **NOTICE}

@@ -5,12 +5,14 @@ import json
 import re
 import threading
 
+import httpx
 import numpy as np
 import pytest
 import torch
 from browsing import COUNTER, NOTICE, SHAPE, again, browsers, hidden, png
 from claim_model import filled
 from PIL import Image
+from serving import processes
 
 from negindex import Collection
 from negindex.receipts import Receipt
@@ -189,6 +191,18 @@ def test_many_are_withdrawn_after_a_preview_that_changes_nothing(office):
     assert done.status_code == 200
     assert [art_of(root).claims.show(number).state for number in numbers] == ["withdrawn", "disputed", "withdrawn"]
     assert people["ann"].send(f"{ART}/withdraw-now", {"claim": [numbers[1]]}).status_code == 403
+
+
+def test_the_command_serves_pages_and_any_worker_takes_a_session(tmp_path):
+    text, _ = create_key(tmp_path, ["auditor"])
+    Collection.create(tmp_path / "art", SHAPE, "pixels").close()
+    with processes(tmp_path, "--workers", 2) as (url, _), httpx.Client(base_url=url) as client:
+        token = dict(hidden(client.get("/pages/login").text, "/pages/login"))["token"]
+        told = client.post("/pages/login", data={"token": token, "key": text})
+        assert told.status_code == 303
+        cookies = {"negindex-session": client.cookies["negindex-session"]}
+        for _ in range(8):  # each on a connection of its own, to either worker
+            assert httpx.get(f"{url}{ART}/claims", cookies=cookies).status_code == 200
 
 
 # -- erasing by two ------------------------------------------------------------------------

@@ -84,10 +84,10 @@ async def read_form(request: Request) -> Form:
     return form
 
 
-async def parsed(request: Request) -> Form:
-    """The same, before anybody asked whose it is."""
+async def parsed(request: Request, most: int | None = None) -> Form:
+    """The same, before anybody asked whose it is. most: bytes, where they are fewer than the service's limit."""
     state = state_of(request)
-    most = state.settings.body_bytes
+    most = min(most or state.settings.body_bytes, state.settings.body_bytes)
     body = await read_body(request, most, state.settings.body_seconds, state.room, KINDS)
     try:
         found = await _Whole.of(request, bytes(body), most).parse()

@@ -27,6 +27,7 @@ from negindex.service.state import state_of
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 _FORM = "form"  # the cookie that ties the log-in form to this browser
 _FORM_SECONDS = 15 * 60
+_FORM_BYTES = 1 << 13  # anybody may send one
 
 
 @router.get(LOGIN)
@@ -38,7 +39,7 @@ def ask(request: Request, next: str = HOME) -> Response:  # noqa: A002
 @router.post(LOGIN)
 async def take(request: Request) -> Response:
     """A key: right, and there is a session; wrong, and it counts against the address."""
-    form, state = await parsed(request), state_of(request)
+    form, state = await parsed(request, _FORM_BYTES), state_of(request)
     sessions = sessions_of(request)
     sessions.check_token(request.cookies.get(cookie_name(request, _FORM), ""), form.one("token"))
     caller = state.door.caller(f"Bearer {form.one('key')}")
