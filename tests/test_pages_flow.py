@@ -196,13 +196,13 @@ def test_many_are_withdrawn_after_a_preview_that_changes_nothing(office):
 def test_the_command_serves_pages_and_any_worker_takes_a_session(tmp_path):
     text, _ = create_key(tmp_path, ["auditor"])
     Collection.create(tmp_path / "art", SHAPE, "pixels").close()
-    with processes(tmp_path, "--workers", 2) as (url, _), httpx.Client(base_url=url) as client:
+    with processes(tmp_path, "--workers", 2) as (url, _), httpx.Client(base_url=url, timeout=60) as client:
         token = dict(hidden(client.get("/pages/login").text, "/pages/login"))["token"]
         told = client.post("/pages/login", data={"token": token, "key": text})
         assert told.status_code == 303
         cookies = {"negindex-session": client.cookies["negindex-session"]}
         for _ in range(8):  # each on a connection of its own, to either worker
-            assert httpx.get(f"{url}{ART}/claims", cookies=cookies).status_code == 200
+            assert httpx.get(f"{url}{ART}/claims", cookies=cookies, timeout=60).status_code == 200
 
 
 # -- erasing by two ------------------------------------------------------------------------
