@@ -8,7 +8,7 @@
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 READY := .venv/.ready
-DEBIAN_PACKAGES := dataset-fashion-mnist
+DEBIAN_PACKAGES := dataset-fashion-mnist chromium
 WHEEL := $(CURDIR)/build/installed
 SLOWEST := machine crash crash_claims faults isolation backup pipelines branches families calibration mixture
 export OMP_WAIT_POLICY := PASSIVE

@@ -19,14 +19,33 @@ from numpy.typing import NDArray
 from negindex.change import Change, Nodes
 from negindex.checkpoint import Checkpoint
 from negindex.disk import Disk
-from negindex.errors import Damaged, Erased, NewerFormat, NoCollection, NotAllowed, UnknownClaim, UnknownVersion
+from negindex.errors import (
+    Damaged,
+    Erased,
+    NewerFormat,
+    NoCollection,
+    NotAllowed,
+    UnknownClaim,
+    UnknownKey,
+    UnknownVersion,
+)
 from negindex.geometry import VIEW, item_of
 from negindex.hamming import Hashes
 from negindex.keys import Key
 from negindex.log import Record
 from negindex.merkle import Tree
 from negindex.schema import APPLICATION_ID, FORMAT, LIVE, SCHEMA, connect, named
-from negindex.states import ClaimRecord, DerivedRecord, Meta, Note, Outstanding, Provenance, SegmentRecord, Version
+from negindex.states import (
+    ClaimRecord,
+    DerivedRecord,
+    Meta,
+    Note,
+    Outstanding,
+    Provenance,
+    RowRecord,
+    SegmentRecord,
+    Version,
+)
 
 _BATCH = 500  # values asked for in one statement
 _BEHIND = VIEW[:-1] + chr(ord(VIEW[-1]) + 1)  # sorts behind every view's key
@@ -297,6 +316,16 @@ class Catalogue:
         """What is kept of a row's source image."""
         sql = """SELECT image_sha256, pdq, quality, png FROM rows LEFT JOIN thumbnails ON row = id WHERE id = ?"""
         return Provenance(*self.ask(sql, row_id)[0])
+
+    def row(self, row_id: int) -> RowRecord:
+        """One row, whatever became of it; raises UnknownKey."""
+        sql = """SELECT id, source_key, label, sha256, added, withdrawn, erased, segment IS NOT NULL FROM rows
+                 WHERE id = ?"""
+        found = self.ask(sql, row_id)
+        if not found:
+            raise UnknownKey(f"no row has the number {row_id}; `negindex status --keys` lists what is in force")
+        key, label, digest, added, withdrawn, erased, stored = found[0][1:]
+        return RowRecord(row_id, key, label, digest, added, withdrawn, erased, bool(stored))
 
     def standing(self, ids: Sequence[int], ever: bool = False) -> dict[int, tuple[str, bool]]:
         """{id: (source key, whether in force)} of those in force or proposed; with ``ever`` of all that have a key."""

@@ -55,6 +55,7 @@ from negindex.states import (
     Note,
     Outstanding,
     Provenance,
+    RowRecord,
     SegmentRecord,
     Version,
 )
@@ -546,6 +547,14 @@ class Collection(Following):
     def keys_of(self, ids: Sequence[int]) -> dict[int, str]:
         """{id: source key} of rows, in force or not; an erased row has none."""
         return self._catalogue.source_keys(ids)
+
+    def row(self, row_id: int) -> RowRecord:
+        """One row as the record has it, whatever became of it. Raises UnknownKey for a number that no row has."""
+        return self._catalogue.row(row_id)
+
+    def claims_on(self, ids: Sequence[int], *, ever: bool = False) -> dict[int, list[ClaimRecord]]:
+        """{row id: the live claims that name it}; with ``ever`` all claims that do, or did."""
+        return self._catalogue.claims_on(ids, ever)
 
     def barred(self, looked_for: Sequence[Likeness]) -> list[bool]:
         """Of each image, whether ``add`` refuses it: a hash-only claim names it or what is near, or an erasure."""

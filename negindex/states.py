@@ -90,6 +90,26 @@ class Held(NamedTuple):
     in_house: bool  # whether an in-house claim names it: then ``add`` of the same row changes nothing
 
 
+class RowRecord(NamedTuple):
+    """A row as the record has it, whatever became of it. Versions are None while they have not come."""
+
+    row: int  # id
+    source_key: str | None  # None once it is erased, and so are label and sha256
+    label: str | None
+    sha256: str | None  # of its stored bytes, hex
+    added: int | None
+    withdrawn: int | None
+    erased: int | None
+    stored: bool  # whether its bytes lie in a file
+
+    @property
+    def state(self) -> str:
+        """ "proposed", "in force", "withdrawn" or "erased"."""
+        if self.erased is not None:
+            return "erased"
+        return "withdrawn" if self.withdrawn is not None else "proposed" if self.added is None else "in force"
+
+
 class NewRows(NamedTuple):
     """Rows about to be stored: those of one file, in its order."""
 

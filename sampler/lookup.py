@@ -42,20 +42,23 @@ class Lookup:
 
 def look_up(
     collection: Collection,
-    file: Path,
+    file: Path | bytes,
     k: int,
     *,
+    name: str = "",
     encoder: Encoder | None = None,
     clip: Clip | None = None,
 ) -> Lookup:
     """The k nearest rows in force by PDQ, by embedding, and in the model's space by rms distance.
 
+    file: a path, or the bytes of one, which is called ``name``.
     encoder: makes the set's rows; clip: the model that made its embeddings. Without one that way is left out.
     Raises ImageRefused, and SpaceMismatch for a model of other embeddings than the set's.
     """
-    image = read_image(file)
+    name = file.name if isinstance(file, Path) else name
+    image = read_image(file, name)
     told = Lookup(image)
-    forms = forms_of(image, file.name)
+    forms = forms_of(image, name)
     if forms[0].quality < MIN_QUALITY:
         told.without[PDQ] = f"the image has too little in it (quality {forms[0].quality} of 100)"
     else:
@@ -64,7 +67,7 @@ def look_up(
     if encoder is None:
         told.without[SPACE] = "nothing makes rows here; name the pipeline (--pipeline)"
     else:
-        told.found[SPACE] = _in_space(collection, encoder, image, file.name, k)
+        told.found[SPACE] = _in_space(collection, encoder, image, name, k)
     return told
 
 

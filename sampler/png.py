@@ -55,19 +55,25 @@ def read_receipt(path: Path | str) -> Receipt:
     if not path.is_file():
         raise NotThere(f"{path} is no file; name a PNG that was saved with its receipt")
     with path.open("rb") as file:
-        if file.read(len(_SIGNATURE)) != _SIGNATURE:
-            raise ImageRefused(f"{path.name} is no PNG; receipts are kept inside PNGs")
-        found = list(_receipts(file, path.name))
+        return receipt_in(file, path.name)
+
+
+def receipt_in(file: BinaryIO, name: str) -> Receipt:
+    """The receipt inside an open PNG, as ``read_receipt`` reads it; name: what errors call it."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if file.read(len(_SIGNATURE)) != _SIGNATURE:
+        raise ImageRefused(f"{name} is no PNG; receipts are kept inside PNGs")
+    found = list(_receipts(file, size, name))
     if not found:
-        raise NotThere(f"{path.name} holds no receipt; look for one beside it, or make the image again")
+        raise NotThere(f"{name} holds no receipt; look for one beside it, or make the image again")
     if len(found) > 1:
-        raise Damaged(f"{path.name} holds {len(found)} receipts; which one is its own cannot be told")
-    return Receipt.from_json(_text(found[0], path.name))
+        raise Damaged(f"{name} holds {len(found)} receipts; which one is its own cannot be told")
+    return Receipt.from_json(_text(found[0], name))
 
 
-def _receipts(file: BinaryIO, name: str) -> Iterator[bytes]:
+def _receipts(file: BinaryIO, size: int, name: str) -> Iterator[bytes]:
     """The contents of the chunks with a receipt, none longer than the limit; others are passed over unread."""
-    size = os.fstat(file.fileno()).st_size
     while True:
         head = file.read(8)
         length, kind = int.from_bytes(head[:4]), head[4:]

@@ -34,18 +34,21 @@ class Strip(NamedTuple):
     tiles: Sequence[Tile]
 
 
-def drawn(collection: Collection, row: int) -> Image.Image | None:
-    """A row as people see it: its thumbnail, or the row itself where it is pixels; None where there is neither."""
+def drawn(collection: Collection, row: int, side: int = SIDE) -> Image.Image | None:
+    """A row as people see it: its thumbnail, or the row itself where it is pixels; None where there is neither.
+
+    side: pixels of the longer side, at most.
+    """
     held = collection.stored([row])
     if not len(held):
         return None
     png = held.sources[0].thumbnail
     if png is not None:
         with Image.open(BytesIO(png), formats=("PNG",)) as image:
-            return reduced(image.convert("RGB"))
+            return reduced(image.convert("RGB"), side)
     if collection.space != PIXELS or len(collection.shape) != 3 or collection.shape[0] not in (1, 3):
         return None
-    return reduced(to_images(torch.from_numpy(held.rows))[0].convert("RGB"))
+    return reduced(to_images(torch.from_numpy(held.rows))[0].convert("RGB"), side)
 
 
 def sheet(strips: Sequence[Strip], columns: int = 8) -> Image.Image:

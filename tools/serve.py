@@ -67,7 +67,7 @@ Examples:
 @click.option("--print-config", is_flag=True, help="Print every setting and where it is from, and do nothing else.")
 @errors_to_exit_codes
 def serve(file: Path | None, print_config: bool, **flags: Any) -> None:
-    """Answer samplers over HTTP from the sets in DIR, one directory each.
+    """Answer samplers over HTTP from the sets in DIR, one directory each; and people, by pages at the same address.
 
     Flags go before the environment, that before the file. On this machine alone the service runs without keys; as
     soon as DIR has keys (`negindex apikey create`), every question needs one. SIGTERM stops it when the answers under
@@ -79,6 +79,7 @@ def serve(file: Path | None, print_config: bool, **flags: Any) -> None:
     if print_config:
         click.echo(json.dumps(shown(settings, origins), indent=2, ensure_ascii=False))
         return
+    from negindex.sampler.for_pages import ForPages
     from negindex.service.run import run
 
-    run(settings)
+    run(settings, ForPages())

@@ -148,6 +148,11 @@ class Door:
             return None
         return Caller(key.id, key.roles, key.sets) if key.state(now or datetime.now(UTC)) == "live" else None
 
+    def live(self, number: str, now: datetime | None = None) -> ApiKey | None:
+        """The key of this number, while it is live: what a session of it needs to know. Raises as ``caller`` does."""
+        key = self._keys().get(number)
+        return key if key is not None and key.state(now or datetime.now(UTC)) == "live" else None
+
     def _keys(self) -> dict[str, ApiKey]:
         with self._lock:
             try:

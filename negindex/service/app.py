@@ -22,6 +22,8 @@ from negindex.service import operations, routes
 from negindex.service.held import SayAll
 from negindex.service.limits import Refused
 from negindex.service.logs import log
+from negindex.service.pages import site
+from negindex.service.pages.images import Images
 from negindex.service.problems import MEDIA_TYPE, SAY_ALL, problem, status_of
 from negindex.service.settings import Settings
 from negindex.service.state import State
@@ -35,14 +37,18 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 
-def make_app(settings: Settings, keyless: bool = False) -> FastAPI:
-    """The application. keyless: whether anybody may ask, as long as the directory has no keys."""
+def make_app(settings: Settings, keyless: bool = False, images: Images | None = None) -> FastAPI:
+    """The application. keyless: whether anybody may ask, as long as the directory has no keys.
+
+    images: what decodes images for people; without it there are no pages.
+    """
     app = FastAPI(
         title="negindex", version=negindex.__version__, lifespan=_lifespan, docs_url=None, redoc_url=None,
         openapi_url=None,
     )  # fmt: skip
     app.state.negindex = State(settings, keyless)
-    for router in ROUTERS:
+    app.state.images = images
+    for router in ROUTERS if images is None else (*ROUTERS, site.router):
         app.include_router(router)
     app.add_exception_handler(NegindexError, _negindex_error)
     app.add_exception_handler(HTTPException, _http_error)

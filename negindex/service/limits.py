@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from http import HTTPStatus
 
 from fastapi import HTTPException, Request
@@ -34,11 +35,13 @@ class Room:
         self.most, self.taken = most, 0
 
 
-async def read_body(request: Request, most: int, seconds: float, room: Room) -> bytearray:
-    """A request's body of arrays, as it came. Raises Refused for one that is packed, too large, too slow, not told
-    the length of, or of another kind. Memory grows with what has come, not with what is claimed.
+async def read_body(
+    request: Request, most: int, seconds: float, room: Room, kinds: Sequence[str] = (wire.MEDIA_TYPE,)
+) -> bytearray:
+    """A request's body, of arrays unless told, as it came. Raises Refused for one that is packed, too large, too slow,
+    not told the length of, or of another kind. Memory grows with what has come, not with what is claimed.
     """
-    length = _length(request, most)
+    length = _length(request, most, kinds)
     if room.taken + length > room.most:
         raise Refused(503, "bodies of other requests fill the room; try again", "Unreachable", {"Retry-After": "1"})
     body = bytearray()
@@ -58,12 +61,12 @@ async def read_body(request: Request, most: int, seconds: float, room: Room) -> 
     return body
 
 
-def _length(request: Request, most: int) -> int:
+def _length(request: Request, most: int, kinds: Sequence[str]) -> int:
     headers = request.headers
     if headers.get("content-encoding", "identity").lower() != "identity":
         raise Refused(415, "packed bodies are not taken; send it as it is, without Content-Encoding", "InvalidInput")
-    if headers.get("content-type", "").partition(";")[0].strip().lower() != wire.MEDIA_TYPE:
-        raise Refused(415, f"a body of another kind; send {wire.MEDIA_TYPE}", "InvalidInput")
+    if headers.get("content-type", "").partition(";")[0].strip().lower() not in kinds:
+        raise Refused(415, f"a body of another kind; send {' or '.join(kinds)}", "InvalidInput")
     said = headers.get("content-length", "")
     if not (said.isascii() and said.isdecimal()) or len(said) > 18:
         raise Refused(411, "a body of no stated length; send Content-Length", "InvalidInput")

@@ -29,6 +29,7 @@ from negindex.service.access import load_keys
 from negindex.service.app import make_app
 from negindex.service.logs import log, log_config
 from negindex.service.metrics import SHARED
+from negindex.service.pages.images import Images
 from negindex.service.settings import Settings, check_exposure
 
 BACKLOG = 2048  # connections that wait
@@ -37,8 +38,10 @@ LOOK_EVERY = 0.2  # seconds between looks at the processes
 END_WITHIN = 5.0  # seconds beyond the grace after which a process is killed
 
 
-def run(settings: Settings) -> None:
+def run(settings: Settings, images: Images | None = None) -> None:
     """Serve until SIGTERM or SIGINT; answers under way are finished first. SIGHUP replaces workers one by one.
+
+    images: what decodes images for the pages; without it there are none. It is pickled for each worker.
 
     Raises NotThere, NotAllowed, InvalidInput before anything listens.
     """
@@ -49,7 +52,7 @@ def run(settings: Settings) -> None:
         sockets = [open_here.enter_context(one) for one in listening(settings)]
         address, port = sockets[0].getsockname()[:2]
         log("listening", address=address, port=port, tls=settings.has_tls, keys=not keyless, workers=settings.workers)
-        Supervisor(settings, keyless, sockets).run()
+        Supervisor(settings, keyless, sockets, images).run()
     log("ended")
 
 
@@ -126,21 +129,23 @@ def config_of(settings: Settings, app: functools.partial[FastAPI]) -> uvicorn.Co
     )
 
 
-def work(settings: Settings, keyless: bool, parent: int, listens: socket.socket) -> None:
+def work(settings: Settings, keyless: bool, images: Images | None, parent: int, listens: socket.socket) -> None:
     """A worker's process, which ends when its parent has."""
     torch.set_num_threads(settings.threads)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    uvicorn.Server(config_of(settings, functools.partial(make_app, settings, keyless))).run([listens])
+    uvicorn.Server(config_of(settings, functools.partial(make_app, settings, keyless, images))).run([listens])
 
 
 class Supervisor:
     """Keeps the workers and the janitor running: one that ends is started anew."""
 
-    def __init__(self, settings: Settings, keyless: bool, sockets: Sequence[socket.socket]) -> None:
+    def __init__(
+        self, settings: Settings, keyless: bool, sockets: Sequence[socket.socket], images: Images | None
+    ) -> None:
         me = os.getpid()
         self._settings = settings
         self._targets = {
-            f"worker-{i}": functools.partial(work, settings, keyless, me, one) for i, one in enumerate(sockets)
+            f"worker-{i}": functools.partial(work, settings, keyless, images, me, one) for i, one in enumerate(sockets)
         }
         self._targets["janitor"] = functools.partial(janitor.work, settings, me)
         self._running: dict[str, SpawnProcess] = {}

@@ -1,0 +1,80 @@
+"""Logging in with an API key, once; and out."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import PurePosixPath
+
+from fastapi import APIRouter, Request, Response
+
+from negindex.service.access import ROLES
+from negindex.service.logs import log
+from negindex.service.pages.forms import TheForm, parsed
+from negindex.service.pages.rendering import (
+    HOME,
+    LOGIN,
+    PageRoute,
+    cookie_name,
+    drop_cookie,
+    go,
+    keep_cookie,
+    page,
+    sessions_of,
+)
+from negindex.service.pages.visits import visited_by
+from negindex.service.state import state_of
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+_FORM = "form"  # the cookie that ties the log-in form to this browser
+_FORM_SECONDS = 15 * 60
+_FORM_BYTES = 1 << 13  # anybody may send one
+
+
+@router.get(LOGIN)
+def ask(request: Request, next: str = HOME) -> Response:  # noqa: A002
+    """The form."""
+    return _form(request, next, "")
+
+
+@router.post(LOGIN)
+async def take(request: Request) -> Response:
+    """A key: right, and there is a session; wrong, and it counts against the address."""
+    form, state = await parsed(request, _FORM_BYTES), state_of(request)
+    sessions = sessions_of(request)
+    sessions.check_token(request.cookies.get(cookie_name(request, _FORM), ""), form.one("token"))
+    caller = state.door.caller(f"Bearer {form.one('key')}")
+    key = None if caller is None else state.door.live(caller.id)
+    if key is None:
+        state.strangers.check(request.client.host if request.client else "")
+        return _form(
+            request, form.one("next"), "No live key is this one. Paste it as it was printed, from nxk_ on.", 401
+        )
+    session = sessions.begin(key)
+    log("logged-in", key=key.id)
+    response = go(_inside(form.one("next")))
+    keep_cookie(request, response, sessions.cookie(session))
+    drop_cookie(request, response, _FORM)
+    return response
+
+
+@router.post("/pages/logout", **visited_by(*ROLES))
+async def leave(request: Request, form: TheForm) -> Response:
+    """The browser forgets the session."""
+    request.state.leaves = True
+    response = go(LOGIN)
+    drop_cookie(request, response)
+    return response
+
+
+def _form(request: Request, after: str, fault: str, status: int = 200) -> Response:
+    nonce = secrets.token_hex(16)
+    token = sessions_of(request).token(nonce)
+    response = page(request, "login.html", status, token=token, after=_inside(after), fault=fault)
+    keep_cookie(request, response, nonce, _FORM, _FORM_SECONDS)
+    return response
+
+
+def _inside(path: str) -> str:
+    """A page of this service's own; anything else is the first one."""
+    plain = path.startswith(HOME) and path.isprintable() and not {"\\", "?", "#"} & set(path)
+    return path if plain and PurePosixPath(path).parts[:2] == ("/", "pages") and ".." not in path else HOME

@@ -1,0 +1,125 @@
+"""Who is logged in: a signed cookie, bound to an API key that is live, and tokens that tie forms to it.
+
+``DIR/session-secret`` (32 bytes, mode 600) signs them; taking it away ends every session. A cookie says which key,
+since when, and when it was last used; its signature takes in the key's hash, so that it is of that very key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import stat
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+from negindex.disk import Disk, writer_lock
+from negindex.errors import Damaged, NotAllowed
+from negindex.service.access import ApiKey, Caller, Door
+
+SECRET = "session-secret"
+IDLE = 30 * 60  # seconds after which a session that is not used ends
+LONGEST = 10 * 60 * 60  # seconds after which one ends in any case
+RENEW = 60  # seconds of use after which the cookie is made anew
+_BYTES = 32
+_TEXT = re.compile(r"([0-9a-f]{12})\.(\d{1,12})\.(\d{1,12})\.([0-9a-f]{32})\.([0-9a-f]{64})")
+
+
+@dataclass(frozen=True)
+class Session:
+    """One log-in. Times in seconds since 1970."""
+
+    key: ApiKey
+    began: int
+    seen: int
+    nonce: str
+
+    @property
+    def caller(self) -> Caller:
+        """Who it is, as the API knows them."""
+        return Caller(self.key.id, self.key.roles, self.key.sets)
+
+
+class Sessions:
+    """Makes and reads cookies and tokens. Usable from several threads and processes."""
+
+    def __init__(self, root: Path, door: Door) -> None:
+        self._root, self._door = root, door
+
+    def begin(self, key: ApiKey, now: float | None = None) -> Session:
+        """A new session of a live key."""
+        at = int(time.time() if now is None else now)
+        return Session(key, at, at, secrets.token_hex(16))
+
+    def cookie(self, session: Session) -> str:
+        """What the browser keeps."""
+        said = f"{session.key.id}.{session.began}.{session.seen}.{session.nonce}"
+        return f"{said}.{self._mac('session', said, session.key.sha256)}"
+
+    def read(self, cookie: str, now: float | None = None) -> Session | None:
+        """The session that a cookie stands for; None where it is over, forged, or its key is not live any more."""
+        found, at = _TEXT.fullmatch(cookie), time.time() if now is None else now
+        key = None if found is None else self._door.live(found[1])
+        if found is None or key is None:
+            return None
+        said, mac = cookie.rsplit(".", 1)
+        if not hmac.compare_digest(self._mac("session", said, key.sha256), mac):
+            return None
+        session = Session(key, int(found[2]), int(found[3]), found[4])
+        over = at - session.seen > IDLE or at - session.began > LONGEST
+        return None if over else session
+
+    def renewed(self, session: Session, now: float | None = None) -> Session | None:
+        """The session as used now; None where its cookie is fresh enough."""
+        at = int(time.time() if now is None else now)
+        return replace(session, seen=at) if at - session.seen > RENEW else None
+
+    def token(self, nonce: str) -> str:
+        """What a form of the session with this nonce holds."""
+        return self._mac("form", nonce)
+
+    def check_token(self, nonce: str, token: str) -> None:
+        """Raise NotAllowed for a form that was not of this session."""
+        if not hmac.compare_digest(self.token(nonce).encode(), token.encode("utf-8", "replace")):
+            raise NotAllowed("the form is not one of this session; load the page again, then send it")
+
+    def _mac(self, *words: str) -> str:
+        return hmac.new(secret_of(self._root), "\n".join(("negindex", *words)).encode(), hashlib.sha256).hexdigest()
+
+
+def secret_of(root: Path) -> bytes:
+    """The directory's secret, made where there is none. Raises NotAllowed where others can reach it, Damaged."""
+    path = root / SECRET
+    found = _read(path)
+    if found is None:
+        with writer_lock(root):
+            found = _read(path) or _make(path)
+    return found
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            mode, found = stat.S_IMODE(os.fstat(file.fileno()).st_mode), file.read(_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise NotAllowed(f"{path} has mode {mode:03o}: others than its owner can reach it; `chmod 600 {path}`")
+    if len(found) != _BYTES:
+        raise Damaged(f"{path} has not {_BYTES} bytes; remove it, which ends all sessions")
+    return found
+
+
+def _make(path: Path) -> bytes:
+    made = secrets.token_bytes(_BYTES)
+
+    def fill(file: BinaryIO) -> None:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(made)
+
+    Disk().create(path, fill)
+    return made
