@@ -170,3 +170,17 @@ def _business_days_later(day: date, count: int, country: str) -> date:
         day += timedelta(days=1)
         count -= known.is_working_day(day)
     return day
+
+
+def span(length: timedelta) -> str:
+    """Its two largest units, rounded down.
+
+    >>> from datetime import timedelta
+    >>> span(timedelta(days=13, hours=4, minutes=9)), span(timedelta(minutes=61)), span(timedelta(seconds=5))
+    ('13 d 4 h', '1 h 1 min', '0 min')
+    """
+    minutes = int(length.total_seconds()) // 60
+    days, hours = divmod(minutes // 60, 24)
+    if days:
+        return f"{days} d {hours} h"
+    return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min"

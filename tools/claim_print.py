@@ -7,7 +7,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from negindex.tools.showing import key_text, moment, one_line, span, table
+from negindex.clocks import span
+from negindex.tools.showing import key_text, moment, one_line, table
 
 if TYPE_CHECKING:
     from negindex.claims import Claim

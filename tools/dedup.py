@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from negindex.hamming import NEAR
 from negindex.tools.common import errors_to_exit_codes
 from negindex.tools.options import AS_JSON, BY, KEY, SET, open_set
+from negindex.tools.similar import DISTANCE
 
 if TYPE_CHECKING:
     from negindex import Collection
@@ -26,13 +26,7 @@ Examples:
 """
 )
 @SET
-@click.option(
-    "--distance",
-    type=click.IntRange(0, 255),
-    default=NEAR,
-    show_default=True,
-    help="Bits of PDQ's 256 that may differ; unrelated images differ in about 128.",
-)
+@DISTANCE
 @click.option("--keep-one", is_flag=True, help="Withdraw the rows that the set can do without.")
 @click.option("--dry-run", is_flag=True, help="With --keep-one: say what would be withdrawn, and change nothing.")
 @click.option("--reason", help="Why, for the record; needed with --keep-one.")

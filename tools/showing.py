@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -36,19 +36,6 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
 def moment(at: datetime) -> str:
     """To the second, UTC."""
     return at.isoformat(timespec="seconds")
-
-
-def span(length: timedelta) -> str:
-    """Its two largest units, rounded down.
-
-    >>> span(timedelta(days=13, hours=4, minutes=9)), span(timedelta(minutes=61)), span(timedelta(seconds=5))
-    ('13 d 4 h', '1 h 1 min', '0 min')
-    """
-    minutes = int(length.total_seconds()) // 60
-    days, hours = divmod(minutes // 60, 24)
-    if days:
-        return f"{days} d {hours} h"
-    return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min"
 
 
 def outstanding(collection: Collection) -> list[dict[str, Any]]:

@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from negindex.sampler.lookup import Lookup
 
 
+DISTANCE = click.option(
+    "--distance",
+    type=click.IntRange(0, 255),
+    default=NEAR,
+    show_default=True,
+    help="Bits of PDQ's 256 that may differ; unrelated images differ in about 128.",
+)
+
+
 @click.command(
     epilog="""\b
 Examples:
@@ -31,13 +40,7 @@ Examples:
 )
 @SET
 @click.argument("sources", nargs=-1, type=click.Path(path_type=Path))
-@click.option(
-    "--distance",
-    type=click.IntRange(0, 255),
-    default=NEAR,
-    show_default=True,
-    help="Bits of PDQ's 256 that may differ; unrelated images differ in about 128.",
-)
+@DISTANCE
 @click.option("--ever", is_flag=True, help="Look among rows that were withdrawn, too.")
 @click.option(
     "--nearest",

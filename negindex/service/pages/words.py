@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from negindex.claims import Due
-from negindex.clocks import Clock
+from negindex.clocks import Clock, span
 
 
 class Said(NamedTuple):
@@ -44,19 +44,6 @@ def moment(at: datetime | str) -> str:
     """To the minute, UTC."""
     known = datetime.fromisoformat(at) if isinstance(at, str) else at
     return known.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
-
-
-def span(length: timedelta) -> str:
-    """Its two largest units, rounded down.
-
-    >>> span(timedelta(days=13, hours=4, minutes=9)), span(timedelta(minutes=61)), span(timedelta(seconds=5))
-    ('13 d 4 h', '1 h 1 min', '0 min')
-    """
-    minutes = int(length.total_seconds()) // 60
-    days, hours = divmod(minutes // 60, 24)
-    if days:
-        return f"{days} d {hours} h"
-    return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min"
 
 
 def size(count: int) -> str:
