@@ -11,7 +11,9 @@ READY := .venv/.ready
 DEBIAN_PACKAGES := dataset-fashion-mnist chromium
 WHEEL := $(CURDIR)/build/installed
 SLOWEST := machine crash crash_claims faults isolation backup pipelines branches families calibration mixture
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile  # two processes of one thread each, a file's tests in one
 export OMP_WAIT_POLICY := PASSIVE
+test test-wheel: export OMP_NUM_THREADS := 1
 
 .PHONY: setup demo lint test test-wheel test-services check-long clean
 
@@ -33,7 +35,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 test: lint
-	$(BIN)/pytest -m "not long and not services"
+	$(PYTEST) -m "not long and not services"
 
 test-wheel: setup
 	rm -rf build
@@ -41,7 +43,7 @@ test-wheel: setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(WHEEL) build/wheel/*.whl
 	cd $(WHEEL) && MYPYPATH=$(WHEEL) $(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p negindex
 	cp -r tests README.md CHANGELOG.md docs pyproject.toml $(WHEEL)/..
-	cd build && PYTHONPATH=$(WHEEL) $(BIN)/pytest -m "not long and not services" tests $(SLOWEST:%=--ignore=tests/test_%.py)
+	cd build && PYTHONPATH=$(WHEEL) $(PYTEST) -m "not long and not services" tests $(SLOWEST:%=--ignore=tests/test_%.py)
 
 test-services: setup
 	apt-get update -qq

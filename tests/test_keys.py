@@ -101,7 +101,9 @@ def test_a_public_key_comes_back_from_its_text(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "ed25519:", KEY.public.text[8:], KEY.public.text[:-1], "rsa2551" + KEY.public.text]
+    "text",
+    ["", "ed25519:", KEY.public.text[8:], KEY.public.text[:-1], "rsa2551" + KEY.public.text],
+    ids=["empty", "without a key", "without its kind", "cut short", "of another kind"],
 )
 def test_other_texts_are_no_public_key(text, tmp_path):
     (tmp_path / "a.pub").write_text(text)
