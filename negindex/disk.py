@@ -10,13 +10,14 @@ import fcntl
 import hashlib
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from negindex.errors import Locked
+from negindex.errors import Locked, NotAllowed
 
 _PIECE = 1 << 22  # bytes read at a time
 ASIDE = ".aside"  # a file under this ending was never finished
@@ -84,6 +85,30 @@ class Disk:
             aside.unlink(missing_ok=True)
             path.unlink(missing_ok=True)
             raise
+
+    def put_private(self, path: Path, content: bytes) -> None:
+        """Have ``path`` hold this, for its owner alone; what it held before stays whole until then."""
+        aside = path.with_name(path.name + ASIDE)
+
+        def fill(file: BinaryIO) -> None:
+            os.fchmod(file.fileno(), 0o600)
+            file.write(content)
+
+        try:
+            with open(aside, "wb") as file:
+                self.write(file, fill)
+                self.sync(file)
+            self.rename(aside, path)
+            self.sync_directory(path.parent)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def check_private(file: BinaryIO, path: Path) -> None:
+    """Raise NotAllowed where others than its owner can reach an open file; path names it."""
+    mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise NotAllowed(f"{path} has mode {mode:03o}: others than its owner can reach it; `chmod 600 {path}`")
 
 
 def sha256_of(path: Path) -> str:

@@ -10,19 +10,17 @@ import base64
 import binascii
 import hashlib
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from negindex.disk import Disk
+from negindex.disk import Disk, check_private
 from negindex.errors import InvalidInput, NotAllowed, NotThere
 
 if TYPE_CHECKING:  # loads in 0.1 s, so only when a key is used
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _KIND = "ed25519:"
-_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 @dataclass(frozen=True)
@@ -179,9 +177,8 @@ def _create(path: Path, content: bytes, mode: int) -> None:
 def _read(path: Path, secret: bool = False) -> bytes:
     try:
         with open(path, "rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            if secret and mode & _OTHERS:
-                raise NotAllowed(f"{path} has mode {mode:03o}: others than its owner can reach it; `chmod 600 {path}`")
+            if secret:
+                check_private(file, path)
             return file.read()
     except FileNotFoundError as error:
         raise NotThere(f"{path} is not there; `negindex key new {path}` makes a key") from error

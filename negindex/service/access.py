@@ -12,23 +12,20 @@ import json
 import os
 import re
 import secrets
-import stat
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO
 
-from negindex.disk import Disk, writer_lock
-from negindex.errors import Damaged, InvalidInput, NotAllowed, NotThere
+from negindex.disk import Disk, check_private, writer_lock
+from negindex.errors import Damaged, InvalidInput, NotThere
 from negindex.service.held import NAME
 
 KEYS = "keys"
 ROLES = ("sampler", "curator", "approver", "auditor", "admin")
 FORMAT = 1
 _TEXT = re.compile(r"nxk_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
-_OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 @dataclass(frozen=True)
@@ -111,9 +108,7 @@ def load_keys(root: Path) -> list[ApiKey]:
     path = root / KEYS
     try:
         with open(path, "rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            if mode & _OTHERS:
-                raise NotAllowed(f"{path} has mode {mode:03o}: others than its owner can reach it; `chmod 600 {path}`")
+            check_private(file, path)
             said = json.load(file)
         if said["format"] != FORMAT:
             raise ValueError(f"format {said['format']!r}")
@@ -175,21 +170,7 @@ def _folder(root: Path) -> Path:
 
 def _save(root: Path, keys: Sequence[ApiKey]) -> None:
     text = json.dumps({"format": FORMAT, "keys": [asdict(key) for key in keys]}, indent=1).encode() + b"\n"
-
-    def fill(file: BinaryIO) -> None:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(text)
-
-    disk, path = Disk(), root / KEYS
-    aside = path.with_name(KEYS + ".aside")
-    try:
-        with open(aside, "wb") as file:
-            disk.write(file, fill)
-            disk.sync(file)
-        disk.rename(aside, path)
-        disk.sync_directory(root)
-    finally:
-        aside.unlink(missing_ok=True)
+    Disk().put_private(root / KEYS, text)
 
 
 def _key(said: dict[str, object]) -> ApiKey:

@@ -6,12 +6,11 @@ They name claims and rows by number. What is asked for is bound to the claim's r
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from negindex.collection import Collection
 from negindex.disk import Disk, writer_lock
@@ -121,15 +120,4 @@ class Erasures:
 
     def _save(self, asked: list[Asking]) -> None:
         text = json.dumps({"format": FORMAT, "asked": [asdict(one) for one in asked]}, indent=1).encode() + b"\n"
-        disk, path = Disk(), self._root / ASKED
-        aside = path.with_name(ASKED + ".aside")
-
-        def fill(file: BinaryIO) -> None:
-            os.fchmod(file.fileno(), 0o600)
-            file.write(text)
-
-        with open(aside, "wb") as file:
-            disk.write(file, fill)
-            disk.sync(file)
-        disk.rename(aside, path)
-        disk.sync_directory(self._root)
+        Disk().put_private(self._root / ASKED, text)

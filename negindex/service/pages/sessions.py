@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import re
 import secrets
-import stat
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
-from negindex.disk import Disk, writer_lock
+from negindex.disk import Disk, check_private, writer_lock
 from negindex.errors import Damaged, NotAllowed
 from negindex.service.access import ApiKey, Caller, Door
 
@@ -104,11 +101,10 @@ def secret_of(root: Path) -> bytes:
 def _read(path: Path) -> bytes | None:
     try:
         with open(path, "rb") as file:
-            mode, found = stat.S_IMODE(os.fstat(file.fileno()).st_mode), file.read(_BYTES + 1)
+            check_private(file, path)
+            found = file.read(_BYTES + 1)
     except FileNotFoundError:
         return None
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise NotAllowed(f"{path} has mode {mode:03o}: others than its owner can reach it; `chmod 600 {path}`")
     if len(found) != _BYTES:
         raise Damaged(f"{path} has not {_BYTES} bytes; remove it, which ends all sessions")
     return found
@@ -116,10 +112,5 @@ def _read(path: Path) -> bytes | None:
 
 def _make(path: Path) -> bytes:
     made = secrets.token_bytes(_BYTES)
-
-    def fill(file: BinaryIO) -> None:
-        os.fchmod(file.fileno(), 0o600)
-        file.write(made)
-
-    Disk().create(path, fill)
+    Disk().put_private(path, made)
     return made
