@@ -38,19 +38,21 @@ class Whole(NamedTuple):
 class Clusters:
     """N rows sorted by cluster: ids, places in their source, reduced vectors and sketches; moments of K clusters.
 
-    Immutable; tensors alone, so that they can be saved as they are. Memory: 4 N (d + m) + 16 N + 12 K D bytes.
+    Immutable; tensors alone, so that they can be saved as they are. Memory: 4 N (d + m) + 20 N + 12 K D bytes.
     """
 
     space: Space
     ids: Tensor  # (N,) int64
     places: Tensor  # (N,) int64, for ``source.take``
     reduced: Tensor  # (N, d) float32, P (z - centre)
+    lengths: Tensor  # (N,) float32, the squared length of each reduced row
     sketch: Tensor  # (N, m) float32
     offsets: Tensor  # (K + 1,) int64: the rows of cluster c are offsets[c] : offsets[c + 1]
     gaussians: Gaussians
     whole: Whole
     outside: Tensor  # (K, D) float32, of the cluster's mean about the centre, what the kernel does not see
     leading: Tensor  # (r, D) float32, orthonormal directions in which ``outside`` varies most
+    along: Tensor  # (K, r) float32, ``outside`` in these: a hundredth of its numbers say nearly all of it
     live: Tensor | None = None  # (N,) bool; a row that is not live lies there and counts for nothing; None: all are
 
     @classmethod
@@ -84,7 +86,21 @@ class Clusters:
         gaussians = Gaussians.fit(_slices(offsets, reduced, sketch))
         outside = _outside(whole.sums, gaussians.counts, space)
         leading = _leading(outside, gaussians.counts, space)
-        return cls(space, torch.cat(ids)[order], order, reduced, sketch, offsets, gaussians, whole, outside, leading)
+        lengths = torch.einsum("nd,nd->n", reduced, reduced)
+        return cls(
+            space=space,
+            ids=torch.cat(ids)[order],
+            places=order,
+            reduced=reduced,
+            lengths=lengths,
+            sketch=sketch,
+            offsets=offsets,
+            gaussians=gaussians,
+            whole=whole,
+            outside=outside,
+            leading=leading,
+            along=outside @ leading.T,
+        )
 
     def __len__(self) -> int:
         return int(self.counts.sum())
@@ -99,16 +115,6 @@ class Clusters:
         """The rows' root-mean-square distance from their mean, in all dimensions."""
         apart = self.mean - self.space.centre.to(torch.float64)
         return float((self.whole.squares.sum() / max(len(self), 1) - apart.square().sum()).clamp_min(0).sqrt())
-
-    @cached_property
-    def lengths(self) -> Tensor:
-        """(N,) float32, the squared length of each reduced row."""
-        return torch.einsum("nd,nd->n", self.reduced, self.reduced)
-
-    @cached_property
-    def along(self) -> Tensor:
-        """(K, r) float32, ``outside`` in the leading directions: a hundredth of its numbers say nearly all of it."""
-        return self.outside @ self.leading.T
 
     @cached_property
     def lacking(self) -> Tensor:
@@ -154,17 +160,21 @@ class Clusters:
         gaussians = self.gaussians if fitted is None else self.gaussians.but(lost, fitted)
         counts = gaussians.counts
         whole.sums[counts == 0] = whole.squares[counts == 0] = 0.0
-        outside = self.outside.index_copy(0, lost, _outside(whole.sums[lost], counts[lost], self.space))
-        made = replace(self, gaussians=gaussians, whole=whole, outside=outside, live=live)
-        if "lengths" in self.__dict__:  # of the same rows, so they need not be taken again
-            made.__dict__["lengths"] = self.lengths
-        return made
+        afresh = _outside(whole.sums[lost], counts[lost], self.space)
+        return replace(
+            self,
+            gaussians=gaussians,
+            whole=whole,
+            outside=self.outside.index_copy(0, lost, afresh),
+            along=self.along.index_copy(0, lost, afresh @ self.leading.T),
+            live=live,
+        )
 
     def packed(self) -> Self:
         """The same without the rows that are not live."""
         if self.live is None:
             return self
-        kept = {name: getattr(self, name)[self.live] for name in ("ids", "places", "reduced", "sketch")}
+        kept = {name: getattr(self, name)[self.live] for name in ("ids", "places", "reduced", "lengths", "sketch")}
         return replace(self, **kept, offsets=_offsets(self.counts), live=None)
 
     def first(self, count: int) -> Tensor:

@@ -59,13 +59,14 @@ class Gaussians(NamedTuple):
         which a far query would misjudge by half. Cost: 32 B K d products.
         """
         kind = torch.float32 if float(query.abs().max()) < _FAR else torch.float64
-        axes, times, h2 = self.axes.to(kind), self._times(), variance[:, None, None, None]
+        axes, times, h2 = self.axes.to(kind), _times(self.axes), variance[:, None, None, None]
         apart = query.to(kind)[:, None] - self.mean  # (B, K, d)
         along = torch.einsum("kdr,bkd->bkr", axes, apart)
         distance = torch.einsum("bkd,bkd->bk", apart, apart)
         left = (distance - along.square().sum(2)).clamp_min(0)
         squares = torch.cat([along.square(), left[..., None]], 2).double()  # (B, K, R + 1)
-        wide = torch.tensor(SCALES, dtype=torch.float64)[:, None] * self._scales()[:, None]  # (K, S, R + 1)
+        scales = torch.cat([self.variance, self.rest[:, None]], 1)  # (K, R + 1)
+        wide = torch.tensor(SCALES, dtype=torch.float64)[:, None] * scales[:, None]  # (K, S, R + 1)
         total = wide + h2  # (B, K, S, R + 1)
         determinant = (total / h2).to(kind).log() @ times.to(kind)  # in float32 a logarithm takes a third of the time
         each = self.counts.log()[:, None] - 0.5 * ((squares[:, :, None] / total).sum(3) + determinant)  # (B, K, S)
@@ -82,16 +83,10 @@ class Gaussians(NamedTuple):
             distance=distance.double(),
         )
 
-    def _scales(self) -> Tensor:
-        """(K, R + 1) variance along each axis, and along every other direction."""
-        return torch.cat([self.variance, self.rest[:, None]], 1)
 
-    def _times(self) -> Tensor:
-        """(R + 1,) in how many directions a cluster has each of them."""
-        return _times(self.mean.shape[1], self.variance.shape[1])
-
-
-def _times(width: int, rank: int) -> Tensor:
+def _times(axes: Tensor) -> Tensor:
+    """(R + 1,) float64: in how many directions a cluster varies as along each axis (..., d, R), and as beside them."""
+    width, rank = axes.shape[-2:]
     times = torch.ones(rank + 1, dtype=torch.float64)
     times[-1] = width - rank
     return times
@@ -112,7 +107,7 @@ def _fit(reduced: Tensor, sketch: Tensor) -> tuple[Tensor, ...]:
 
 def _shares(rows: Tensor, axes: Tensor, scales: Tensor) -> Tensor:
     """The shares (S,) of widths under which centred rows (n, d) are likeliest, by expectation and maximisation."""
-    along, times = (rows @ axes).square(), _times(rows.shape[1], axes.shape[1])
+    along, times = (rows @ axes).square(), _times(axes)
     squares = torch.cat([along, (rows.square().sum(1) - along.sum(1)).clamp_min(0)[:, None]], 1)
     some = scales > 0
     length = (squares[:, some] / scales[some]).sum(1, keepdim=True)  # of each row, by the covariance

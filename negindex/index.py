@@ -23,7 +23,7 @@ from negindex.exact import Block, Scan
 from negindex.gaussians import Gaussians
 from negindex.head import Effort
 from negindex.kernel import Kernel
-from negindex.mixture import SCAN_ELEMENTS, Mixture, usual_efforts
+from negindex.mixture import SCAN_ELEMENTS, Mixture
 from negindex.negatives import row_elements
 from negindex.projection import Space
 from negindex.tensors import read_tensors, write_tensors
@@ -32,11 +32,12 @@ from negindex.trust import Trust
 FORMAT = 1
 _GAUSSIANS = {"counts": ("I64", 1), "mean": ("F32", 2), "axes": ("F32", 3), "variance": ("F64", 2), "rest": ("F64", 1)}
 _GAUSSIANS |= {"shares": ("F64", 2), "mark": ("F64", 2), "scatter": ("F64", 1)}
-_ROWS = {"ids": ("I64", 1), "reduced": ("F32", 2), "sketch": ("F32", 2), "offsets": ("I64", 1)}
-_WHOLE = {"sums": ("F64", 2), "squares": ("F64", 1), "outside": ("F32", 2), "leading": ("F32", 2)}
+_ROWS = {"ids": ("I64", 1), "reduced": ("F32", 2), "lengths": ("F32", 1), "sketch": ("F32", 2), "offsets": ("I64", 1)}
+_WHOLE = {"sums": ("F64", 2), "squares": ("F64", 1)}
+_OUTSIDE = {"outside": ("F32", 2), "leading": ("F32", 2), "along": ("F32", 2)}
 _SPACE = {"centre": ("F32", 1), "lift": ("F32", 2), "columns": ("F32", 2)}
 _TRUST = {"factors": ("F64", 2), "powers": ("F64", 2)}
-_ARRAYS = _GAUSSIANS | _ROWS | _WHOLE | _SPACE | _TRUST
+_ARRAYS = _GAUSSIANS | _ROWS | _WHOLE | _OUTSIDE | _SPACE | _TRUST
 
 
 def is_small(rows: Scan) -> bool:
@@ -56,7 +57,7 @@ class Index:
     @classmethod
     def build(cls, rows: Scan, kernel: Kernel) -> Self:
         """Of all rows; for the cost see ``Mixture.build``."""
-        made = Mixture.build(rows, kernel, efforts=usual_efforts(len(rows)), scan_elements=0)
+        made = Mixture.build(rows, kernel, scan_elements=0)
         return cls(made.clusters, made.trust, made.efforts)
 
     def write(self, file: BinaryIO, set_id: str) -> None:
@@ -64,7 +65,7 @@ class Index:
         clusters, space = self.clusters, self.clusters.space
         nothing = torch.empty(0, 0)
         arrays = clusters.gaussians._asdict() | clusters.whole._asdict() | {"centre": space.centre}
-        arrays |= {name: getattr(clusters, name) for name in (*_ROWS, "outside", "leading")}
+        arrays |= {name: getattr(clusters, name) for name in (*_ROWS, *_OUTSIDE)}
         arrays |= {name: getattr(self.trust, name) for name in _TRUST}
         arrays |= {"lift": nothing if space.lift is None else space.lift}
         arrays |= {"columns": nothing if space.columns is None else space.columns}
@@ -87,9 +88,7 @@ class Index:
             places=torch.arange(len(arrays["ids"])),
             gaussians=Gaussians(**{name: arrays[name] for name in _GAUSSIANS}),
             whole=Whole(arrays["sums"], arrays["squares"]),
-            outside=arrays["outside"],
-            leading=arrays["leading"],
-            **{name: arrays[name] for name in _ROWS},
+            **{name: arrays[name] for name in (*_ROWS, *_OUTSIDE)},
         )
         trust = Trust(tuple(said["levels"]), arrays["factors"], arrays["powers"])
         return cls(clusters, trust, tuple(Effort(*effort) for effort in said["efforts"]), path.name)

@@ -51,13 +51,12 @@ class Mixture(Negatives):
         clusters: Clusters,
         trust: Trust,
         *,
-        efforts: Sequence[Effort] | None = None,
+        efforts: Sequence[Effort],
         scan_elements: int = SCAN_ELEMENTS,
     ) -> None:
-        """clusters: of all rows of ``source``, an immutable set. trust: learned with these efforts, None: the usual."""
+        """clusters: of all rows of ``source``, an immutable set. trust: learned with these efforts."""
         self.source, self.clusters, self.trust = source, clusters, trust
-        self.efforts = usual_efforts(len(source)) if efforts is None else tuple(efforts)
-        self.scan_elements = scan_elements
+        self.efforts, self.scan_elements = tuple(efforts), scan_elements
         self.shape, self.space = source.shape, source.space
 
     @classmethod

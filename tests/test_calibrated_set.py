@@ -34,7 +34,7 @@ EFFORTS = (Effort(250, 16), Effort(500, 32), Effort(1000, 64))  # as in test_mix
 @pytest.fixture(autouse=True)
 def every_set_is_large(monkeypatch):
     monkeypatch.setattr("negindex.index.SCAN_ELEMENTS", 0)
-    monkeypatch.setattr("negindex.index.usual_efforts", lambda rows: EFFORTS)
+    monkeypatch.setattr("negindex.mixture.usual_efforts", lambda rows: EFFORTS)
 
 
 def learned():
@@ -51,7 +51,7 @@ def template(tmp_path_factory):
     """Rows 1 to 1500 and a calibration, with its index, at version 2."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("negindex.index.SCAN_ELEMENTS", 0)
-        patch.setattr("negindex.index.usual_efforts", lambda rows: EFFORTS)
+        patch.setattr("negindex.mixture.usual_efforts", lambda rows: EFFORTS)
         with Collection.create(tmp_path_factory.mktemp("template") / "set", SHAPE, "pixels") as col:
             col.add(rows(COUNT).numpy(), keys(0, COUNT), label="first")
             col.adopt(learned(), by="ann")
