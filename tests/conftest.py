@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
 from small_sets import SHAPE, rows
 
 import negindex.data
@@ -44,3 +46,9 @@ def three(col):
     """Rows a, b and c in force at version 1."""
     col.add(rows(3), ["a", "b", "c"])
     return col
+
+
+@pytest.fixture(scope="module")
+def photos():
+    """The two photographs that come with scikit-learn, 320 × 214."""
+    return [Image.fromarray(image).resize((320, 214)) for image in load_sample_images().images]

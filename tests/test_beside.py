@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from corpora import ledger, png, run
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from negindex import Collection
 from negindex.sampler import contact
@@ -19,11 +18,6 @@ from negindex.sampler.sources import Item
 from negindex.sampler.tiles import HEIGHT, WIDTH, Strip, Tile, drawn, sheet
 
 PARTLY, NOT_THERE = 3, 10
-
-
-@pytest.fixture(scope="module")
-def photos():
-    return [Image.fromarray(image).resize((320, 214)) for image in load_sample_images().images]
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image, ImageEnhance
-from sklearn.datasets import load_sample_images
 from small_sets import state
 
 from negindex import Collection
@@ -25,12 +24,6 @@ from negindex.tools.cli import main
 Turn = Image.Transpose
 ENCODER = PixelEncoder(16, 16, 3)
 PARTLY, NOT_THERE = 3, 10
-
-
-@pytest.fixture(scope="module")
-def photos():
-    """The two photographs that come with scikit-learn, 320 × 214."""
-    return [Image.fromarray(image).resize((320, 214)) for image in load_sample_images().images]
 
 
 @pytest.fixture
