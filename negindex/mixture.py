@@ -32,8 +32,12 @@ _CACHED = 1 << 18  # numbers
 
 
 def usual_efforts(rows: int) -> tuple[Effort, ...]:
-    """What is looked at in a set of so many rows: a sixteenth of them, within bounds; a quarter of that; four times."""
-    weighed = min(1 << 16, max(1 << 14, rows // 16))
+    """What is looked at in a set of so many rows: a sixteenth of them, within bounds; less; and more."""
+    return efforts_about(min(1 << 16, max(1 << 14, rows // 16)))
+
+
+def efforts_about(weighed: int) -> tuple[Effort, ...]:
+    """So many rows weighed one by one, a quarter as many, and four times as many, and what is read in full of them."""
     return Effort(weighed // 4, 64), Effort(weighed, 128), Effort(4 * weighed, 1024)
 
 

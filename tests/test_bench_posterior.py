@@ -4,13 +4,16 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from mixtures import fresh, kernel, many, noised, rms, scanned
+from sklearn.datasets import load_digits
 
-from negindex import LITERAL, Exact
-from negindex.errors import NotAllowed, OutOfRange
+from negindex import LITERAL, Collection, Exact
+from negindex.errors import NotAllowed, OutOfRange, SpaceMismatch
 from negindex.tools.bench_sets import APART, KINDS, check_disk, queries, stored
+from negindex.tools.bench_taken import Taken
 from negindex.tools.bench_times import forget
 from negindex.tools.bench_truth import exact
 from negindex.tools.latents import BLOCK, Latents
@@ -95,3 +98,41 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_made(tmp_path):
 @pytest.mark.parametrize("words", [("--levels", "1,0"), ("--shape", "4,x"), ("--rows", "10")])
 def test_what_cannot_be_measured_is_a_usage_error(words):
     assert bench(*words).returncode == 2
+
+
+def test_rows_of_ones_own_sets_are_measured_and_what_is_asked_is_held_out(tmp_path):
+    digits = {name: Collection.create(tmp_path / f"{name}.set", SHAPE, "pixels") for name in ("eights", "others")}
+    pixels, labels = load_digits(return_X_y=True)
+    pixels = (pixels.reshape(-1, *SHAPE) / 8 - 1).astype(np.float32)
+    for name, chosen in (("eights", labels >= 5), ("others", labels < 5)):
+        digits[name].add(pixels[chosen], [f"{name}-{i}" for i in range(int(chosen.sum()))])
+    own = ("--of", tmp_path / "eights.set", "--reference", tmp_path / "others.set")
+    done = bench(*own, "--weigh", 64, "--queries", 8, "--levels", "0.5,20", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert 700 < told["rows"] < len(digits["eights"]) - 8
+    assert told["space"] == "pixels"
+    for cell in told["cells"]:
+        assert 16 < cell["weighed"] <= 128
+        assert 0 < cell["error_of_mean"] < 0.2
+        assert cell["holds"] >= 0.5
+    assert bench("--of", tmp_path / "eights.set").returncode == 2
+    assert bench(*own, "--keep", tmp_path / "kept").returncode == 2
+    assert "scanned" in bench(*own, "--queries", 4, "--levels", "1").stderr
+
+
+def test_parts_of_a_set_share_no_row():
+    rows = torch.arange(2000.0).reshape(-1, 1, 1, 1).expand(-1, *SHAPE).contiguous()
+    population = Taken(Exact(rows, space="a"), Exact(-1 - rows, space="a"), 50, seed=3)
+    assert population.count("rows") == population.count("benign") == 2000 - 50 - 200
+    parts = [
+        population.block(kind, number, rows=many)
+        for kind in ("rows", "benign")
+        for number, many in ((0, 4096), (APART, 50), (APART + 1, 200))
+    ]
+    assert torch.cat(parts)[:, 0, 0, 0].unique().numel() == 4000
+    assert torch.equal(parts[1], population.block("held out", APART, rows=50))
+    with pytest.raises(OutOfRange, match="2000 rows in force; measuring takes 2001"):
+        Taken(Exact(rows), Exact(rows), 1201, seed=0)
+    with pytest.raises(SpaceMismatch, match="built alike"):
+        Taken(Exact(rows, space="a"), Exact(rows, space="b"), 5, seed=0)

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from negindex.calibration import Calibration
     from negindex.kernel import Kernel
     from negindex.mixture import Mixture
+    from negindex.negatives import Negatives
     from negindex.partial import Partial
     from negindex.snapshot import Snapshot
-    from negindex.tools.bench_sets import Say, Stored
+    from negindex.tools.bench_sets import Population, Say, Stored
     from negindex.tools.bench_times import Asking
     from negindex.tools.bench_truth import Truth
 
@@ -28,7 +29,6 @@ BATCH = 4
 COLD = 10  # queries of each kind at each level that are asked with a cold page cache, at most
 NOUGHT = 1e-3  # of the rms radius: how many times as much is stated is not asked of smaller errors
 ROUNDING = 1e-6  # of the rms radius: how far the exact sums may be off themselves
-REFERENCE = 4  # negatives for one row of the benign reference
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,13 @@ class Plan:
     """What is measured."""
 
     rows: int
-    shape: Sequence[int]
+    reference: int  # rows beside them
     levels: Sequence[float]  # ascending
     kernels: Sequence[str]
     k: int | None
     error: float | None
     queries: int  # of each kind at each level
+    weigh: int | None  # rows, in an index of its own; None takes the set's
     seed: int
 
 
@@ -51,44 +52,45 @@ class Engine:
 
     stored: Stored
     snapshot: Snapshot
+    answering: Negatives
     mixture: Mixture
     built: float  # seconds
     memory: int  # bytes of its tensors
 
 
-def measured(plan: Plan, folder: Path, say: Say) -> dict[str, Any]:
+def measured(plan: Plan, population: Population, folder: Path, say: Say) -> dict[str, Any]:
     """Everything that is printed, by name."""
     from negindex.calibration import calibrate
     from negindex.kernel import LITERAL as LITERAL_KERNEL
     from negindex.negatives import row_elements
     from negindex.tools import bench_sets
     from negindex.tools.bench_times import bandwidth, resident, timed
-    from negindex.tools.latents import Latents
 
-    needed = 2 * row_elements(tuple(plan.shape)) * (plan.rows + plan.rows // REFERENCE)
+    needed = 2 * row_elements(population.shape) * (plan.rows + plan.reference)
     say(f"{needed / 1e9:.2f} GB of rows in {folder}")
     bench_sets.check_disk(folder, 0 if (folder / "negatives").exists() else needed)
-    population = Latents(tuple(plan.shape), seed=plan.seed)
     negatives = bench_sets.stored(folder / "negatives", population, "rows", plan.rows, say)
-    benign = bench_sets.stored(folder / "benign", population, "benign", plan.rows // REFERENCE, say)
+    benign = bench_sets.stored(folder / "benign", population, "benign", plan.reference, say)
     say("calibrating")
     sets, known = [one.collection.snapshot() for one in (negatives, benign)], negatives.collection.calibration()
     spent, calibration = (0.0, known) if known else timed(lambda: calibrate(*sets, seed=plan.seed))
     say("building the index of each set")
-    unsafe, reference = (_engine(one, calibration) for one in (negatives, benign))
+    unsafe, reference = (_engine(one, calibration, plan) for one in (negatives, benign))
     say("making queries")
     asked = bench_sets.queries(population, plan.levels, plan.queries)
     told: dict[str, Any] = {
         "machine": machine(),
         "load": os.getloadavg()[0],
         "rows": plan.rows,
-        "reference_rows": plan.rows // REFERENCE,
-        "shape": list(plan.shape),
+        "reference_rows": plan.reference,
+        "shape": list(population.shape),
+        "space": population.space,
         "seed": plan.seed,
         "queries": plan.queries,
         "k": plan.k,
         "error": plan.error,
-        "bytes_of_rows": 2 * plan.rows * row_elements(tuple(plan.shape)),
+        "weigh": plan.weigh,
+        "bytes_of_rows": 2 * plan.rows * row_elements(population.shape),
         "bytes_on_disk": bench_sets.bytes_of(folder / "negatives"),
         "seconds_made": negatives.made,
         "seconds_added": negatives.added,
@@ -109,19 +111,28 @@ def measured(plan: Plan, folder: Path, say: Say) -> dict[str, Any]:
     return {**told, "load_after": os.getloadavg()[0]}
 
 
-def _engine(stored: Stored, calibration: Calibration) -> Engine:
+def _engine(stored: Stored, calibration: Calibration, plan: Plan) -> Engine:
     """A set that answers by the calibration; its index is mapped where it stands already."""
     from negindex.errors import OutOfRange
+    from negindex.index import is_small
+    from negindex.mixture import Mixture, efforts_about
     from negindex.tools.bench_times import timed
 
     built, known = 0.0, stored.collection.calibration()
     if known is None or known.fingerprint != calibration.fingerprint:
         built, _ = timed(lambda: stored.collection.adopt(calibration))
-    snapshot = stored.collection.snapshot()
-    split = snapshot.split(calibration.kernel)
+    snapshot, kernel = stored.collection.snapshot(), calibration.kernel
+    if plan.weigh is not None:
+        efforts = efforts_about(plan.weigh)
+        built, own = timed(lambda: Mixture.build(snapshot, kernel, efforts=efforts, scan_elements=0, seed=plan.seed))
+        return Engine(stored, snapshot, own, own, built, _tensor_bytes(own.clusters))
+    split = None if is_small(snapshot) else snapshot.split(kernel)
     if split is None:
-        raise OutOfRange(f"{len(snapshot)} rows of {snapshot.shape} are scanned; ask for more, or larger, rows")
-    return Engine(stored, snapshot, split.mixture, built, _tensor_bytes(split.mixture.clusters))
+        raise OutOfRange(
+            f"{len(snapshot)} rows of {snapshot.shape} are scanned; ask for more, or larger, rows, or force an index "
+            "with --weigh"
+        )
+    return Engine(stored, snapshot, snapshot, split.mixture, built, _tensor_bytes(split.mixture.clusters))
 
 
 def _tensor_bytes(part: object) -> int:
@@ -161,7 +172,7 @@ def _cells(
 
     say(f"{name}: exact sums over all rows")
     truths = [_exact(one, kernel, plan.levels, asked) for one in (unsafe, reference)]
-    ask, compare = (Asking(one.snapshot, kernel, plan.k, plan.error) for one in (unsafe, reference))
+    ask, compare = (Asking(one.answering, kernel, plan.k, plan.error) for one in (unsafe, reference))
     for at, s in enumerate(plan.levels):
         say(f"{name}: s = {s:g}")
         for number, (kind, x) in enumerate(asked.items()):

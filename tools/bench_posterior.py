@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,11 @@ from negindex.tools.bench_measure import BATCH, CALIBRATED, LITERAL, Plan, measu
 from negindex.tools.bench_table import printed
 from negindex.tools.common import errors_to_exit_codes
 from negindex.tools.options import AS_JSON
+
+if TYPE_CHECKING:
+    from negindex.tools.bench_sets import Population
+
+REFERENCE = 4  # simulated negatives for one benign row
 
 
 @click.command(
@@ -39,6 +44,14 @@ Example:
 )
 @click.option("--k", type=click.IntRange(1), help="Rows to read in full, at most.")
 @click.option("--error", type=click.FloatRange(0, min_open=True), help="Stated error to reach.")
+@click.option(
+    "--weigh",
+    metavar="N",
+    type=click.IntRange(16),
+    help="Weigh so many rows one by one, by an index in memory, however small the set.",
+)
+@click.option("--of", "own", metavar="SET", type=click.Path(path_type=Path), help="Measure with this set's rows.")
+@click.option("--reference", metavar="SET", type=click.Path(path_type=Path), help="Benign rows beside those of --of.")
 @click.option("--queries", type=click.IntRange(BATCH), default=50, show_default=True, help="Of each kind, a level.")
 @click.option("--seed", default=0, show_default=True, help="Of rows, queries, calibration and index.")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads that torch may use.")
@@ -57,6 +70,9 @@ def posterior(
     kernels: Sequence[str],
     k: int | None,
     error: float | None,
+    weigh: int | None,
+    own: Path | None,
+    reference: Path | None,
     queries: int,
     seed: int,
     threads: int,
@@ -65,8 +81,9 @@ def posterior(
 ) -> None:
     """Time look-ups in a large set, and hold them against the exact sums over all rows.
 
-    Rows are simulated latents in a collection on disk, with a quarter as many benign ones beside them as a reference.
-    Asked are held-out negatives, benign images, and what a simulated model sees on a sampler's way down.
+    Rows are simulated latents in a collection on disk, with a quarter as many benign ones beside them as a reference;
+    or copies of your own sets' rows, less some that are held out. Asked are held-out negatives, benign images, and
+    what a simulated model sees on a sampler's way down.
 
     Times are milliseconds, median and 99th percentile: alone, four at once, and alone with the files dropped from
     the page cache; but for those, each was asked once before. cpu: what the processor spent, median; MB: what came
@@ -81,10 +98,34 @@ def posterior(
 
     torch.set_num_threads(threads)
     at = LEVELS if levels is None else _numbers(levels, float, "--levels")
-    plan = Plan(rows, _numbers(shape, int, "--shape"), sorted(at), tuple(kernels), k, error, queries, seed)
+    if (own is None) != (reference is None):
+        raise click.UsageError("--of and --reference go together: a set, and benign rows to compare with")
+    if own is not None and keep is not None:
+        raise click.UsageError("--keep is for simulated rows; copies of a set's rows are not kept")
     with _folder(keep) as folder:
-        told = measured(plan, folder, lambda said: click.echo(said, err=True))
+        if own is None or reference is None:
+            population, negatives, benign = _simulated(rows, _numbers(shape, int, "--shape"), seed)
+        else:
+            population, negatives, benign = _taken(own, reference, queries, seed)
+        plan = Plan(negatives, benign, sorted(at), tuple(kernels), k, error, queries, weigh, seed)
+        told = measured(plan, population, folder, lambda said: click.echo(said, err=True))
     click.echo(json.dumps(told) if as_json else "\n".join(printed(told)))
+
+
+def _simulated(rows: int, shape: tuple[int, ...], seed: int) -> tuple[Population, int, int]:
+    """Rows from a generator, and how many negatives and benign ones."""
+    from negindex.tools.latents import Latents
+
+    return Latents(shape, seed=seed), rows, rows // REFERENCE
+
+
+def _taken(own: Path, reference: Path, queries: int, seed: int) -> tuple[Population, int, int]:
+    """Rows of two sets, and how many of each are searched."""
+    from negindex import Collection
+    from negindex.tools.bench_taken import Taken
+
+    population = Taken(Collection.open(own).snapshot(), Collection.open(reference).snapshot(), queries, seed)
+    return population, population.count("rows"), population.count("benign")
 
 
 def _numbers(text: str, kind: Callable[[str], Any], option: str) -> tuple[Any, ...]:

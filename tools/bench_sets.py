@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from negindex.errors import NotAllowed, OutOfRange
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from negindex.collection import Collection
-    from negindex.tools.latents import Latents
 
 HELD_OUT, BENIGN, TRAJECTORY = "held out", "benign", "trajectory"
 KINDS = (HELD_OUT, BENIGN, TRAJECTORY)
@@ -28,6 +27,19 @@ _STEPS = 40  # of its sampler, from the noisiest level down
 _NOISIEST = 80.0
 
 Say = Callable[[str], None]
+
+
+class Population(Protocol):
+    """Where rows come from."""
+
+    shape: tuple[int, ...]
+    space: str
+    seed: int
+
+    def block(self, kind: str, number: int, rows: int = ...) -> Tensor:
+        """Rows of a kind, (n, *S) float32, always the same: BLOCK at a time, n the number asked for where there are
+        as many. Those of the numbers from APART on are in no set: first what is asked, then what a model has learned.
+        """
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,7 @@ def check_disk(folder: Path, needed: int) -> None:
         )
 
 
-def stored(path: Path, population: Latents, kind: str, rows: int, say: Say) -> Stored:
+def stored(path: Path, population: Population, kind: str, rows: int, say: Say) -> Stored:
     """The first rows of a kind in a collection at ``path``; opened where it stands already.
 
     Raises NotAllowed where a set of other rows stands there.
@@ -58,13 +70,13 @@ def stored(path: Path, population: Latents, kind: str, rows: int, say: Say) -> S
 
     if path.exists():
         found = Collection.open(path)
-        if (len(found), found.shape, found.space) != (rows, population.shape, _space(population)):
+        if (len(found), found.shape, found.space) != (rows, population.shape, population.space):
             raise NotAllowed(
                 f"{path} has {len(found)} rows of {found.shape}, {found.space!r}, not {rows} of {population.shape}, "
-                f"{_space(population)!r}; name another folder with --keep"
+                f"{population.space!r}; name another folder with --keep"
             )
         return Stored(found, 0.0, 0.0)
-    made = Collection.create(path, population.shape, _space(population))
+    made = Collection.create(path, population.shape, population.space)
     spent, began, done = 0.0, time.perf_counter(), 0
     for some, seconds in _files(population, kind, rows):
         made.add(some.numpy(), [f"row-{i}" for i in range(done, done + len(some))])
@@ -73,11 +85,7 @@ def stored(path: Path, population: Latents, kind: str, rows: int, say: Say) -> S
     return Stored(made, spent, time.perf_counter() - began - spent)
 
 
-def _space(population: Latents) -> str:
-    return f"simulated {population.seed}"
-
-
-def _files(population: Latents, kind: str, rows: int) -> Iterator[tuple[Tensor, float]]:
+def _files(population: Population, kind: str, rows: int) -> Iterator[tuple[Tensor, float]]:
     """Rows in float16, as many as a file holds, and the seconds that they took to make."""
     import torch
 
@@ -93,7 +101,7 @@ def _files(population: Latents, kind: str, rows: int) -> Iterator[tuple[Tensor, 
             blocks, began = [], time.perf_counter()
 
 
-def queries(population: Latents, levels: Sequence[float], count: int) -> dict[str, Tensor]:
+def queries(population: Population, levels: Sequence[float], count: int) -> dict[str, Tensor]:
     """{kind: (L, count, *S) float32}: noisy samples in clean scale at each of the levels, none of them of a row.
 
     Held-out negatives and benign images, noised anew at each level; and what a sampler sees on its way down.
@@ -112,18 +120,18 @@ def _noised(clean: Tensor, levels: Sequence[float], seed: int) -> Tensor:
     return torch.stack([clean + s * torch.randn(clean.shape, generator=random) for s in levels])
 
 
-def _trajectories(population: Latents, levels: Sequence[float], count: int) -> Tensor:
+def _trajectories(population: Population, levels: Sequence[float], count: int) -> Tensor:
     """x_t of a simulated model at the levels: Euler steps of its probability flow (Karras et al. 2022, Alg. 1).
 
-    The model has learned 1,000 fresh rows and 1,000 fresh benign images, and denoises in closed form by the kernel
-    that predicts held-out ones of them best.
+    The model has learned fresh rows and fresh benign images, 1,000 of each at most, and denoises in closed form by the
+    kernel that predicts held-out ones of them best.
     """
     import torch
 
     from negindex import Exact, NoiseLevel, calibrate
 
     learned = torch.cat([population.block(kind, APART + 1, _SEEN // 2) for kind in ("rows", "benign")])
-    model = Exact(learned, space="simulated")
+    model = Exact(learned, space=population.space)
     kernel = calibrate(model, seed=population.seed).kernel
     random = torch.Generator().manual_seed(population.seed + len(KINDS))
     steps = _steps(levels)

@@ -40,9 +40,11 @@ def printed(told: dict[str, Any]) -> Iterator[str]:
 def _set(told: dict[str, Any]) -> Iterator[str]:
     """The set, its index, and the scan of all rows."""
     shape, scanned = ",".join(map(str, told["shape"])), told["bytes_of_rows"] / told["bandwidth"]
+    if told["weigh"] is not None:
+        yield f"weighed one by one are {told['weigh']} rows a query, by an index of this run's own"
     yield (
-        f"{told['rows']} rows of {shape} and {told['reference_rows']} benign ones, seed {told['seed']}, "
-        f"{told['queries']} queries of each kind; {told['bytes_on_disk'] / 1e9:.2f} GB on disk"
+        f"{told['rows']} rows of {shape}, {told['space']}, and {told['reference_rows']} benign ones, "
+        f"seed {told['seed']}, {told['queries']} queries of each kind; {told['bytes_on_disk'] / 1e9:.2f} GB on disk"
     )
     yield f"rows made in {told['seconds_made']:.0f} s, added in {told['seconds_added']:.0f} s"
     yield (

@@ -32,7 +32,7 @@ class Latents:
 
     def __init__(self, shape: tuple[int, ...], clusters: int = 300, seed: int = 0) -> None:
         """clusters: of the negatives; benign images fall in as many others, in the same fields."""
-        self.shape, self.seed = shape, seed
+        self.shape, self.seed, self.space = shape, seed, f"simulated {seed}"
         draw = np.random.default_rng(seed)
         self._fields = _smooth(shape, min(FIELDS, row_elements(shape)), draw)
         count = len(self._fields)
