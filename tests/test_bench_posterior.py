@@ -54,11 +54,15 @@ def test_a_run_prints_each_level_and_kind_and_what_is_stated_holds(tmp_path):
         assert cell["holds"] >= 0.75
         assert cell["error_of_mean"] <= 0.02
         assert cell["log_norm"] < 1e-4  # all clusters are opened
+    (image,) = told["images"]
+    assert image["steps"] == 2
+    assert 0 <= image["read_again"] <= 1
     assert told["seconds_added"] > 0
     again = bench(*asked, "--keep", tmp_path)
     assert again.returncode == 0, again.stderr
     assert "rows made in 0 s, added in 0 s" in again.stdout
-    assert again.stdout.count("trajectory") == 4
+    assert again.stdout.count("trajectory") == 5
+    assert "one image, 2 steps" in again.stdout
 
 
 def test_no_query_is_noised_from_a_row_of_a_set():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from negindex.tools.bench_looks import image, looked_at
+from negindex.tools.bench_plan import BATCH, CALIBRATED, COLD, LITERAL, NOUGHT, ROUNDING, Engine, Plan
 from negindex.tools.common import machine
 
 if TYPE_CHECKING:
@@ -16,51 +18,17 @@ if TYPE_CHECKING:
 
     from negindex.calibration import Calibration
     from negindex.kernel import Kernel
-    from negindex.mixture import Mixture
-    from negindex.negatives import Negatives
     from negindex.partial import Partial
-    from negindex.snapshot import Snapshot
     from negindex.tools.bench_sets import Population, Say, Stored
     from negindex.tools.bench_times import Asking
     from negindex.tools.bench_truth import Truth
-
-CALIBRATED, LITERAL = "calibrated", "literal"
-BATCH = 4
-COLD = 10  # queries of each kind at each level that are asked with a cold page cache, at most
-NOUGHT = 1e-3  # of the rms radius: how many times as much is stated is not asked of smaller errors
-ROUNDING = 1e-6  # of the rms radius: how far the exact sums may be off themselves
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is measured."""
-
-    rows: int
-    reference: int  # rows beside them
-    levels: Sequence[float]  # ascending
-    kernels: Sequence[str]
-    k: int | None
-    error: float | None
-    queries: int  # of each kind at each level
-    weigh: int | None  # rows, in an index of its own; None takes the set's
-    seed: int
-
-
-@dataclass(frozen=True, eq=False)
-class Engine:
-    """One set and what answers for it."""
-
-    stored: Stored
-    snapshot: Snapshot
-    answering: Negatives
-    mixture: Mixture
-    built: float  # seconds
-    memory: int  # bytes of its tensors
 
 
 def measured(plan: Plan, population: Population, folder: Path, say: Say) -> dict[str, Any]:
     """Everything that is printed, by name."""
     from negindex.calibration import calibrate
+    from negindex.errors import OutOfRange
+    from negindex.index import is_small
     from negindex.kernel import LITERAL as LITERAL_KERNEL
     from negindex.negatives import row_elements
     from negindex.tools import bench_sets
@@ -71,6 +39,11 @@ def measured(plan: Plan, population: Population, folder: Path, say: Say) -> dict
     bench_sets.check_disk(folder, 0 if (folder / "negatives").exists() else needed)
     negatives = bench_sets.stored(folder / "negatives", population, "rows", plan.rows, say)
     benign = bench_sets.stored(folder / "benign", population, "benign", plan.reference, say)
+    if plan.weigh is None and is_small(negatives.collection.snapshot()):
+        raise OutOfRange(
+            f"{plan.rows} rows of {population.shape} are scanned; ask for more, or larger, rows, or force an index "
+            "with --weigh"
+        )
     say("calibrating")
     sets, known = [one.collection.snapshot() for one in (negatives, benign)], negatives.collection.calibration()
     spent, calibration = (0.0, known) if known else timed(lambda: calibrate(*sets, seed=plan.seed))
@@ -108,13 +81,13 @@ def measured(plan: Plan, population: Population, folder: Path, say: Say) -> dict
     told["cells"] = [
         cell for name in plan.kernels for cell in _cells(plan, name, kernels[name], unsafe, reference, asked, say)
     ]
+    trajectories = asked[bench_sets.TRAJECTORY]
+    told["images"] = [image(plan, name, kernels[name], unsafe, reference, trajectories, say) for name in plan.kernels]
     return {**told, "load_after": os.getloadavg()[0]}
 
 
 def _engine(stored: Stored, calibration: Calibration, plan: Plan) -> Engine:
     """A set that answers by the calibration; its index is mapped where it stands already."""
-    from negindex.errors import OutOfRange
-    from negindex.index import is_small
     from negindex.mixture import Mixture, efforts_about
     from negindex.tools.bench_times import timed
 
@@ -126,12 +99,8 @@ def _engine(stored: Stored, calibration: Calibration, plan: Plan) -> Engine:
         efforts = efforts_about(plan.weigh)
         built, own = timed(lambda: Mixture.build(snapshot, kernel, efforts=efforts, scan_elements=0, seed=plan.seed))
         return Engine(stored, snapshot, own, own, built, _tensor_bytes(own.clusters))
-    split = None if is_small(snapshot) else snapshot.split(kernel)
-    if split is None:
-        raise OutOfRange(
-            f"{len(snapshot)} rows of {snapshot.shape} are scanned; ask for more, or larger, rows, or force an index "
-            "with --weigh"
-        )
+    split = snapshot.split(kernel)
+    assert split is not None  # an index was adopted, or is made in memory
     return Engine(stored, snapshot, snapshot, split.mixture, built, _tensor_bytes(split.mixture.clusters))
 
 
@@ -212,23 +181,8 @@ def _times(ask: Asking, x: Tensor, s: float, unsafe: Engine) -> tuple[dict[str, 
         "ms_batch_busy": busy_together,
         "ms_cold": without,
         "bytes_cold": came,
-        **_looked_at(ask, x, s, unsafe.mixture),
+        **looked_at(ask, x, s, unsafe.mixture),
     }, told
-
-
-def _looked_at(ask: Asking, x: Tensor, s: float, mixture: Mixture) -> dict[str, float]:
-    """Means over samples (B, *S): rows weighed, clusters opened, rows read."""
-    from negindex.negatives import Query
-    from negindex.noise import NoiseLevel
-
-    if ask.kernel != mixture.kernel:
-        return {"weighed": len(mixture), "opened": len(mixture.clusters.counts), "read": len(mixture)}
-    heads = [
-        head for head, _ in mixture.heads(Query(x, NoiseLevel(1.0, s).expand(len(x)), ask.kernel, ask.k, ask.error))
-    ]
-    weighed = sum(int(mixture.clusters.counts[head.opened].sum()) for head in heads)
-    opened, read = (sum(map(len, part)) for part in zip(*((h.opened, h.reading.rows) for h in heads), strict=True))
-    return {"weighed": weighed / len(x), "opened": opened / len(x), "read": read / len(x)}
 
 
 def _errors(

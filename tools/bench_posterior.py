@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from negindex.tools.bench_measure import BATCH, CALIBRATED, LITERAL, Plan, measured
+from negindex.tools.bench_measure import measured
+from negindex.tools.bench_plan import BATCH, CALIBRATED, LITERAL, Plan
 from negindex.tools.bench_table import printed
 from negindex.tools.common import errors_to_exit_codes
 from negindex.tools.options import AS_JSON

@@ -35,6 +35,12 @@ def printed(told: dict[str, Any]) -> Iterator[str]:
         yield f"kernel {kernel}; errors"
         yield _line(("s", "query"), ERRORS)
         yield from (_line((f"{cell['s']:g}", cell["kind"]), [f"{cell[name]:.3g}" for name in NAMES]) for cell in cells)
+    for image in told["images"]:
+        yield (
+            f"kernel {image['kernel']}: one image, {image['steps']} steps of a trajectory that ask both sets: "
+            f"{image['ms'][0]:.0f} ms, {image['ms_cold'][0]:.0f} ms with a cold page cache; "
+            f"{image['read_again']:.0%} of the rows that a step reads were read by the step before"
+        )
 
 
 def _set(told: dict[str, Any]) -> Iterator[str]:
