@@ -20,7 +20,7 @@ from negindex.near import Near, most
 from negindex.negatives import Negatives, Query, Reach, row_elements
 from negindex.partial import NEG_INF, Heaviest, Origin, Partial
 
-BLOCK_ELEMENTS = 1 << 22  # 32 MiB of float64 at a time, however large the set
+BLOCK_ELEMENTS = 1 << 21  # 16 MiB of float64 at a time: of 32 MiB and more the system takes back each page after use
 
 
 class Block(NamedTuple):

@@ -107,13 +107,17 @@ class Segment:
         The system is told of all of them first, so that a disk fetches them at once and nothing else; left to
         itself it fetches one after the other, each with megabytes that lie around it.
         """
-        if isinstance(self.rows, np.memmap) and isinstance(self.rows.base, mmap.mmap):
-            first, size = self.rows.offset % mmap.ALLOCATIONGRANULARITY, self.rows.nbytes // max(len(self.rows), 1)
-            for place in places.tolist():
-                start = first + place * size
-                page = start - start % mmap.PAGESIZE
-                self.rows.base.madvise(mmap.MADV_WILLNEED, page, start + size - page)
+        for place in places.tolist():
+            self.expect(place, place + 1)
         return self.rows[places]
+
+    def expect(self, first: int, last: int) -> None:
+        """Have the disk fetch rows first : last of the map while something else goes on."""
+        if isinstance(self.rows, np.memmap) and isinstance(self.rows.base, mmap.mmap):
+            size = self.rows.nbytes // max(len(self.rows), 1)
+            start, stop = (self.rows.offset % mmap.ALLOCATIONGRANULARITY + place * size for place in (first, last))
+            page = start - start % mmap.PAGESIZE
+            self.rows.base.madvise(mmap.MADV_WILLNEED, page, stop - page)
 
 
 def plain_data(path: Path, h5: h5py.File, name: str) -> h5py.Dataset:

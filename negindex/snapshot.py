@@ -27,6 +27,7 @@ from negindex.partial import Origin, Partial
 from negindex.segment import Segment
 
 Parts = Mapping[str, tuple[Segment, NDArray[np.int64]]]  # file: it, and the sorted places of its rows in force
+_AHEAD = 4  # blocks that the disk is asked for before they are read
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,11 +152,12 @@ class Snapshot(Scan):
         return Snapshot(self._catalogue, self.version, parts)
 
     def blocks(self, size: int) -> Iterator[Block]:
-        for segment, places in self._parts:
-            for start in range(0, len(places), size):
-                some = places[start : start + size]
-                rows = _read(segment.rows, some)
-                yield Block(torch.from_numpy(segment.ids[some]), torch.from_numpy(rows).flatten(1))
+        parts = [(one, some[at : at + size]) for one, some in self._parts for at in range(0, len(some), size)]
+        for number, (segment, places) in enumerate(parts):
+            for following, soon in parts[number + 1 : number + 1 + _AHEAD]:
+                _expect(following, soon)
+            rows = _read(segment.rows, places)
+            yield Block(torch.from_numpy(segment.ids[places]), torch.from_numpy(rows).flatten(1))
 
     def take(self, places: Tensor) -> Block:
         check_places(places, len(self))
@@ -231,6 +233,13 @@ class Snapshot(Scan):
     def source_keys(self, ids: Sequence[int]) -> dict[int, str]:
         """{id: source key} of rows that an answer names."""
         return self._catalogue.source_keys(ids)
+
+
+def _expect(segment: Segment, places: NDArray[np.int64]) -> None:
+    """Have the disk fetch sorted rows, if there is little else between them, while others are worked on."""
+    first, last = int(places[0]), int(places[-1]) + 1
+    if last - first <= 2 * len(places):
+        segment.expect(first, last)
 
 
 def _read(rows: NDArray[np.generic], places: NDArray[np.int64]) -> NDArray[np.generic]:
