@@ -122,7 +122,6 @@ def _of_the_set(unsafe: Engine, calibration: Calibration, asked: dict[str, Tenso
 
     collection, row = unsafe.stored.collection, asked[HELD_OUT][0, :1]
     scan = Asking(unsafe.mixture.source, calibration.kernel, None, None)
-    scan(row, 1.0)
     key = [f"added-{collection.newest().version}"]
     return {
         "seconds_opened": timed(lambda: Collection.open(collection.path).snapshot().split(calibration.kernel))[0],
