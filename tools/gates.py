@@ -25,7 +25,7 @@ _HALF, _FALSE = 0.5, 0.01
     epilog="""\b
 Examples:
   negindex gates claims.set --reference benign.set
-  negindex generate model --prompts plain.txt --unguarded --out plain
+  negindex generate model --prompt "a photo of a dog" --count 100 --unguarded --out plain
   negindex gates claims.set --reference benign.set --prior 0.2 --images plain --images asked-for
 """
 )
