@@ -14,7 +14,7 @@ import secrets
 import shutil
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,6 +60,7 @@ from negindex.states import (
     Version,
 )
 from negindex.store import CATALOGUE, SEGMENTS, Store
+from negindex.stored import in_blocks
 from negindex.verify import Fault, verify
 
 DTYPES = ("float16", "float32")
@@ -486,6 +487,14 @@ class Collection(Following):
         Those whose bytes are gone are left out.
         """
         return self._store.read(ids)
+
+    def stored_at(self, snapshot: Snapshot, most: int) -> Iterator[Incoming]:
+        """The rows of a snapshot of this set likewise, all of them in the order of their ids, at most so many together.
+
+        Embeddings of one block are of one size, or there are none. Files that others replace meanwhile are read to
+        their end; rows that are erased meanwhile are left out.
+        """
+        return in_blocks(self._catalogue, snapshot.parts, most)
 
     def family(self, source_keys: Sequence[str], *, ever: bool = False) -> list[str]:
         """The keys with those of all views of the same images, which come and go together.

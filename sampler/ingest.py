@@ -23,9 +23,8 @@ from negindex.geometry import Geometry, item_of
 from negindex.incoming import finite_rows
 from negindex.sampler.batches import Batches, Slot
 from negindex.sampler.beside import NOTHING, Beside
-from negindex.sampler.corpus import check_space
 from negindex.sampler.encode import PIXELS, Encoder
-from negindex.sampler.sources import DEFAULTS, Array, Block, Embedded, Held, Item, Limits, Source, is_within
+from negindex.sampler.sources import DEFAULTS, Array, Block, Bundled, Embedded, Held, Item, Limits, Source, is_within
 from negindex.sampler.sweep import BARRED, Look, look
 from negindex.sampler.views import views
 from negindex.states import Provenance
@@ -142,7 +141,7 @@ def chosen(
         return (shard is None or is_within(key, *shard)) and (keys is None or key in keys)
 
     for source in sources:
-        for part in source.blocks(shape) if isinstance(source, Array | Held) else source.items(shape):
+        for part in source.blocks(shape) if isinstance(source, Array | Held | Bundled) else source.items(shape):
             if isinstance(part, Block):
                 part = part if shard is None and keys is None else part.chosen(is_wanted)
                 if len(part):
@@ -169,19 +168,21 @@ def left_out_in(ledger: Path) -> set[str]:
 
 def check_parts(shape: tuple[int, ...], space: str, parts: Iterable[Source], geometry: Geometry) -> None:
     """Raise SpaceMismatch or ShapeMismatch where rows of other collections cannot go into one as they are."""
-    for part in parts:
-        if isinstance(part, Held):
-            check_space(part.collection, space)
-            if part.collection.geometry != geometry:
-                raise SpaceMismatch(
-                    f"{part.collection.path} holds rows of images by {part.collection.geometry}, and the set's are by "
-                    f"{geometry}; build it anew from its sources"
-                )
-            if part.collection.shape != shape:
-                raise ShapeMismatch(
-                    f"{part.collection.path} holds rows of shape {part.collection.shape}, and the set's are {shape}; "
-                    "build it anew from its sources"
-                )
+    for about in (part.about for part in parts if isinstance(part, Held | Bundled)):
+        if about.space != space:
+            raise SpaceMismatch(
+                f"{about.name} holds rows of space {about.space!r}, and the set's are of {space!r}; build another set"
+            )
+        if about.geometry != geometry:
+            raise SpaceMismatch(
+                f"{about.name} holds rows of images by {about.geometry}, and the set's are by {geometry}; build it "
+                "anew from its sources"
+            )
+        if about.shape != shape:
+            raise ShapeMismatch(
+                f"{about.name} holds rows of shape {about.shape}, and the set's are {shape}; build it anew from its "
+                "sources"
+            )
 
 
 class _Run:
