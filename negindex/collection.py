@@ -173,7 +173,27 @@ class Collection(Following):
         or an erasure keeps out raises ContentRefused. All rows are added, or none.
         """
         given = incoming(self._store.meta, rows, source_keys, label, sources, embeddings, embedded_by)
-        words = {} if given.embeddings is None else {"embedded_by": embedded_by}
+        return self.add_incoming(given, reason=reason, by=by)
+
+    def incoming(
+        self,
+        rows: Tensor | ArrayLike,
+        source_keys: Sequence[str],
+        *,
+        label: str | Sequence[str | None] | None = None,
+        sources: Sequence[Provenance | None] | None = None,
+        embeddings: Tensor | ArrayLike | None = None,
+        embedded_by: str = "",
+    ) -> Incoming:
+        """Rows checked and hashed as ``add`` does first; changes nothing, and any thread may do it beside a change.
+
+        They may share the memory of ``rows``, which stays as it is until they are added.
+        """
+        return incoming(self._store.meta, rows, source_keys, label, sources, embeddings, embedded_by)
+
+    def add_incoming(self, given: Incoming, *, reason: str = "", by: str = "") -> int:
+        """``add`` of rows that ``incoming`` has checked."""
+        words = {} if given.embeddings is None else {"embedded_by": given.embedded_by}
         with self._store.writing():
             sealed, ids = self._store.seal(given)
             fresh = {i for _, rows in sealed for i in rows.ids}
