@@ -34,7 +34,7 @@ from negindex.dedup import Member, duplicates
 from negindex.disk import Disk, writer_lock
 from negindex.errors import InvalidInput, Locked, NotAllowed, OutOfRange, ShapeMismatch, UnknownKey
 from negindex.exact import Scan
-from negindex.geometry import apart, item_of
+from negindex.geometry import apart, first_views, item_of
 from negindex.hamming import NEAR
 from negindex.history import Dead, Difference, claims_at, dead, difference
 from negindex.incoming import Incoming, check_keys, incoming, some_are
@@ -540,10 +540,14 @@ class Collection(Following):
 
         Of rows in force or proposed; with ``ever`` also of those withdrawn. distance: bits of PDQ that may differ,
         where both qualities are at least 50. cosine: of embeddings, from it on; needed where any is given, and
-        measured for the model that made them. A row is named once an image, by the surest way.
+        measured for the model that made them. A row is named once an image, by the surest way; of rows that are views
+        of one image the surest and nearest is named alone.
         Raises ShapeMismatch for hashes or embeddings of another size, OutOfRange, InvalidInput.
         """
-        return alike(self._catalogue, self._store.segments, looked_for, distance=distance, cosine=cosine, ever=ever)
+        found = alike(self._catalogue, self._store.segments, looked_for, distance=distance, cosine=cosine, ever=ever)
+        if not self.geometry.is_many:
+            return found
+        return first_views(found, lambda one: (one.given, item_of(one.source_key), one.in_force))
 
     def alike_among(self, *, distance: int = NEAR, ever: bool = False) -> list[dict[int, str]]:
         """Groups of rows of the set that are near each other, by bytes or PDQ: {id: source key} of two or more.
