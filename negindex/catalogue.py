@@ -339,6 +339,12 @@ class Catalogue:
                  WHERE added IS NOT NULL AND withdrawn IS NULL AND id IN"""
         return {row: (key, label, digest, image) for row, key, label, digest, image in self._each(sql, ids)}
 
+    def kept(self, ids: Sequence[int]) -> dict[int, tuple[str, str | None, str, Provenance]]:
+        """{id: (source key, label, sha256, what is kept of its source image)} of rows; an erased row is left out."""
+        sql = """SELECT id, source_key, label, sha256, image_sha256, pdq, quality, png FROM rows LEFT JOIN thumbnails
+                 ON row = id WHERE source_key IS NOT NULL AND id IN"""
+        return {row: (key, label, digest, Provenance(*kept)) for row, key, label, digest, *kept in self._each(sql, ids)}
+
     def with_content(self, digests: Sequence[str]) -> dict[str, list[int]]:
         """{sha256: ids of the rows, in force or not, whose stored bytes or source image have it}."""
         found = [

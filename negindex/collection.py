@@ -14,7 +14,7 @@ import secrets
 import shutil
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,7 +34,7 @@ from negindex.dedup import Member, duplicates
 from negindex.disk import Disk, writer_lock
 from negindex.errors import InvalidInput, Locked, NotAllowed, OutOfRange, ShapeMismatch, UnknownKey
 from negindex.exact import Scan
-from negindex.geometry import apart, item_of
+from negindex.geometry import apart, first_views, item_of
 from negindex.hamming import NEAR
 from negindex.history import Dead, Difference, claims_at, dead, difference
 from negindex.incoming import Incoming, check_keys, incoming, some_are
@@ -60,6 +60,7 @@ from negindex.states import (
     Version,
 )
 from negindex.store import CATALOGUE, SEGMENTS, Store
+from negindex.stored import in_blocks
 from negindex.verify import Fault, verify
 
 DTYPES = ("float16", "float32")
@@ -172,7 +173,27 @@ class Collection(Following):
         or an erasure keeps out raises ContentRefused. All rows are added, or none.
         """
         given = incoming(self._store.meta, rows, source_keys, label, sources, embeddings, embedded_by)
-        words = {} if given.embeddings is None else {"embedded_by": embedded_by}
+        return self.add_incoming(given, reason=reason, by=by)
+
+    def incoming(
+        self,
+        rows: Tensor | ArrayLike,
+        source_keys: Sequence[str],
+        *,
+        label: str | Sequence[str | None] | None = None,
+        sources: Sequence[Provenance | None] | None = None,
+        embeddings: Tensor | ArrayLike | None = None,
+        embedded_by: str = "",
+    ) -> Incoming:
+        """Rows checked and hashed as ``add`` does first; changes nothing, and any thread may do it beside a change.
+
+        They may share the memory of ``rows``, which stays as it is until they are added.
+        """
+        return incoming(self._store.meta, rows, source_keys, label, sources, embeddings, embedded_by)
+
+    def add_incoming(self, given: Incoming, *, reason: str = "", by: str = "") -> int:
+        """``add`` of rows that ``incoming`` has checked."""
+        words = {} if given.embeddings is None else {"embedded_by": given.embedded_by}
         with self._store.writing():
             sealed, ids = self._store.seal(given)
             fresh = {i for _, rows in sealed for i in rows.ids}
@@ -487,6 +508,14 @@ class Collection(Following):
         """
         return self._store.read(ids)
 
+    def stored_at(self, snapshot: Snapshot, most: int) -> Iterator[Incoming]:
+        """The rows of a snapshot of this set likewise, all of them in the order of their ids, at most so many together.
+
+        Embeddings of one block are of one size, or there are none. Files that others replace meanwhile are read to
+        their end; rows that are erased meanwhile are left out.
+        """
+        return in_blocks(self._catalogue, snapshot.parts, most)
+
     def family(self, source_keys: Sequence[str], *, ever: bool = False) -> list[str]:
         """The keys with those of all views of the same images, which come and go together.
 
@@ -511,10 +540,14 @@ class Collection(Following):
 
         Of rows in force or proposed; with ``ever`` also of those withdrawn. distance: bits of PDQ that may differ,
         where both qualities are at least 50. cosine: of embeddings, from it on; needed where any is given, and
-        measured for the model that made them. A row is named once an image, by the surest way.
+        measured for the model that made them. A row is named once an image, by the surest way; of rows that are views
+        of one image the surest and nearest is named alone.
         Raises ShapeMismatch for hashes or embeddings of another size, OutOfRange, InvalidInput.
         """
-        return alike(self._catalogue, self._store.segments, looked_for, distance=distance, cosine=cosine, ever=ever)
+        found = alike(self._catalogue, self._store.segments, looked_for, distance=distance, cosine=cosine, ever=ever)
+        if not self.geometry.is_many:
+            return found
+        return first_views(found, lambda one: (one.given, item_of(one.source_key), one.in_force))
 
     def alike_among(self, *, distance: int = NEAR, ever: bool = False) -> list[dict[int, str]]:
         """Groups of rows of the set that are near each other, by bytes or PDQ: {id: source key} of two or more.

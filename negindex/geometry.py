@@ -7,10 +7,12 @@ space stay comparable whatever the images' shape was, so everywhere else the spa
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from collections.abc import Callable, Hashable, Iterable
+from typing import NamedTuple, TypeVar
 
 from negindex.errors import InvalidInput
 
+T = TypeVar("T")
 FITS = ("cover", "contain", "tile")
 VIEW = "#view="  # in a source key, before what tells a further view of one image from the first
 _STATED = re.compile(r"^(.*?)(?: fit=(\S+))?(?: augment=(\S+))?$", re.DOTALL)
@@ -65,3 +67,15 @@ def item_of(source_key: str) -> str:
     'cats/1.png'
     """
     return source_key.partition(VIEW)[0]
+
+
+def first_views(found: Iterable[T], image: Callable[[T], Hashable]) -> list[T]:
+    """Of what belongs to one image the first alone, in the same order; ``image`` says which one it is.
+
+    >>> first_views(["a#view=flip", "b", "a"], item_of)
+    ['a#view=flip', 'b']
+    """
+    first: dict[Hashable, T] = {}
+    for one in found:
+        first.setdefault(image(one), one)
+    return list(first.values())

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -114,7 +114,7 @@ def _silent() -> Iterator[None]:
         yield
 
 
-def _opened(file: Path | bytes) -> Image.Image:
+def _opened(file: Path | bytes | BinaryIO) -> Image.Image:
     """Read the header alone."""
     with _silent():
         return Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS)
@@ -142,6 +142,15 @@ def has_colour(file: Path | bytes) -> bool:
             return image.mode not in ("1", "L", "LA", "La") and not image.mode.startswith("I")
     except (*_DAMAGE, Image.DecompressionBombError):
         return False
+
+
+def size_of(file: Path | BinaryIO) -> tuple[int, int] | None:
+    """(width, height) as a file's header says, before it is turned; None for what cannot be read."""
+    try:
+        with _opened(file) as image:
+            return image.size
+    except (*_DAMAGE, Image.DecompressionBombError):
+        return None
 
 
 class Encoder(Protocol):

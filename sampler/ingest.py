@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -20,12 +20,11 @@ from PIL import Image
 from negindex.collection import Collection
 from negindex.errors import ContentRefused, Damaged, DuplicateKey, ImageRefused, NotThere, ShapeMismatch, SpaceMismatch
 from negindex.geometry import Geometry, item_of
-from negindex.incoming import finite_rows
 from negindex.sampler.batches import Batches, Slot
 from negindex.sampler.beside import NOTHING, Beside
-from negindex.sampler.corpus import check_space
 from negindex.sampler.encode import PIXELS, Encoder
-from negindex.sampler.sources import DEFAULTS, Array, Block, Embedded, Held, Item, Limits, Source, is_within
+from negindex.sampler.gathered import Gathered, Ready, Readying, not_finite
+from negindex.sampler.sources import DEFAULTS, Array, Block, Bundled, Embedded, Held, Item, Limits, Source, is_within
 from negindex.sampler.sweep import BARRED, Look, look
 from negindex.sampler.views import views
 from negindex.states import Provenance
@@ -107,21 +106,23 @@ def ingest(
     beside: what of an image is kept beside its row. through: may refuse images that were looked at; each comes out.
     together: images that are encoded at a time; see ``Batches``.
     Killed at any moment, the same call goes on: an input whose key is in force with the same file's sha256 is not
-    decoded again. Held in memory are one version's rows and what ``look`` holds.
+    decoded again. Held in memory are the rows of up to three versions, and what ``look`` holds.
     """
     run, reached = _Run(collection, encoder, label, reason, by, tell, only_refusals, together), 0
-    for is_ready, some in groupby(items, lambda one: isinstance(one, Block)):
-        if is_ready:
-            for block in cast(Iterator[Block], some):
-                run.take_block(block)
-                reached += len(block)
-                progress(reached)
-        else:
+    with closing(run):
+        for is_ready, some in groupby(items, lambda one: isinstance(one, Block)):
+            if is_ready:
+                for block in cast(Iterator[Block], some):
+                    run.take_block(block)
+                    reached += len(block)
+                    progress(reached)
+                continue
+            run.wait()  # the set is asked below what it holds already
             single, told = cast(Iterator[Item], some), partial(_further, progress, reached)
             for one in through(look(collection, single, run.make, told, limits=limits, spare=run.spare, beside=beside)):
                 run.take(one)
                 reached += 1
-    run.put()
+        run.put()
     return run.report
 
 
@@ -142,7 +143,7 @@ def chosen(
         return (shard is None or is_within(key, *shard)) and (keys is None or key in keys)
 
     for source in sources:
-        for part in source.blocks(shape) if isinstance(source, Array | Held) else source.items(shape):
+        for part in source.blocks(shape) if isinstance(source, Array | Held | Bundled) else source.items(shape):
             if isinstance(part, Block):
                 part = part if shard is None and keys is None else part.chosen(is_wanted)
                 if len(part):
@@ -169,19 +170,21 @@ def left_out_in(ledger: Path) -> set[str]:
 
 def check_parts(shape: tuple[int, ...], space: str, parts: Iterable[Source], geometry: Geometry) -> None:
     """Raise SpaceMismatch or ShapeMismatch where rows of other collections cannot go into one as they are."""
-    for part in parts:
-        if isinstance(part, Held):
-            check_space(part.collection, space)
-            if part.collection.geometry != geometry:
-                raise SpaceMismatch(
-                    f"{part.collection.path} holds rows of images by {part.collection.geometry}, and the set's are by "
-                    f"{geometry}; build it anew from its sources"
-                )
-            if part.collection.shape != shape:
-                raise ShapeMismatch(
-                    f"{part.collection.path} holds rows of shape {part.collection.shape}, and the set's are {shape}; "
-                    "build it anew from its sources"
-                )
+    for about in (part.about for part in parts if isinstance(part, Held | Bundled)):
+        if about.space != space:
+            raise SpaceMismatch(
+                f"{about.name} holds rows of space {about.space!r}, and the set's are of {space!r}; build another set"
+            )
+        if about.geometry != geometry:
+            raise SpaceMismatch(
+                f"{about.name} holds rows of images by {about.geometry}, and the set's are by {geometry}; build it "
+                "anew from its sources"
+            )
+        if about.shape != shape:
+            raise ShapeMismatch(
+                f"{about.name} holds rows of shape {about.shape}, and the set's are {shape}; build it anew from its "
+                "sources"
+            )
 
 
 class _Run:
@@ -204,8 +207,8 @@ class _Run:
         self._words = {"reason": reason, "by": by}
         self._began = collection.newest().version
         self.report = Report(self._began)
-        self._batch = _Batch()
-        self._room = np.empty((0, *collection.shape), collection.dtype)  # for one version's rows, used again
+        self._batch = Gathered()
+        self._readying = Readying(collection, label)
         self._row_bytes = int(np.prod(collection.shape)) * np.dtype(collection.dtype).itemsize
 
     def make(self, image: Image.Image, name: str) -> list[tuple[str, Slot]]:
@@ -239,6 +242,10 @@ class _Run:
             elif self._encoder is None:
                 one.refusal = "an image, and nothing makes rows of images here; name the model's image size (--size)"
 
+    def close(self) -> None:
+        """Give up what was not put in force."""
+        self._readying.close()
+
     def take(self, one: Look[Views]) -> None:
         """Have one input go in with the next version, unless it is done with; all its views in the same."""
         if one.done:
@@ -248,7 +255,7 @@ class _Run:
         if one.refusal or not made:
             self._say(one.item, FAILED if one.failed else REFUSED, one.refusal)
         elif bad := [row for _, row in made[1:] if not np.isfinite(row).all()]:
-            self._say(one.item, REFUSED, _not_finite(bad[0], bad[0].dtype))
+            self._say(one.item, REFUSED, not_finite(bad[0], bad[0].dtype))
         elif odd:
             why = f"a row of shape {odd[0]} for a collection of {self._collection.shape} rows; leave it out"
             self._say(one.item, REFUSED, why)
@@ -274,7 +281,8 @@ class _Run:
         self._make_room_for(block.embedded)
         self._batch.extend(block)
         if self._is_full():
-            self.put()
+            self._put_behind()
+            self.wait(most=1)
 
     def _make_room_for(self, embedded: Embedded) -> None:
         """Put what has come in, where its embeddings are of another kind than those that come: a file has one kind."""
@@ -289,65 +297,46 @@ class _Run:
         return count * self._row_bytes >= most or time.monotonic() - self._batch.since > SECONDS
 
     def put(self) -> None:
-        """Put what has come in in force as one version; what clashes is named, and the rest goes in."""
-        batch, self._batch = self._batch, _Batch()
-        if not len(batch):
-            return
-        if len(self._room) < len(batch):
-            self._room = np.empty((len(batch), *self._collection.shape), self._collection.dtype)
-        rows = self._room[: len(batch)]
-        batch.stack(rows)
-        left = self._sound(batch, rows)
-        while left:
+        """Put all that has come in in force; what clashes is named, and the rest goes in."""
+        self._put_behind()
+        self.wait()
+
+    def wait(self, most: int = 0) -> None:
+        """Put in force what is full, until at most so many versions are still under way."""
+        while len(self._readying) > most:
+            self._store(self._readying.take())
+
+    def _put_behind(self) -> None:
+        """Have what has come in made ready for a version of its own, while the one before it is written."""
+        batch, self._batch = self._batch, Gathered()
+        if len(batch):
+            self._readying.put(batch)
+
+    def _store(self, ready: Ready) -> None:
+        batch, places, given = ready.batch, ready.places, ready.given
+        for place, why in ready.refused:
+            self._say(batch.item(place), REFUSED, why)
+        while places:
             before = self._collection.newest().version
             try:
-                version = self._collection.add(
-                    rows if len(left) == len(rows) else rows[left],
-                    [batch.keys[i] for i in left],
-                    label=[self._label or batch.labels[i] for i in left],
-                    sources=[batch.kept[i] or _NOTHING for i in left],
-                    embeddings=None if batch.embedded is None else np.stack([batch.embeddings[i] for i in left]),
-                    embedded_by="" if batch.embedded is None else batch.embedded[1],
-                    **self._words,
-                )
+                version = self._collection.add_incoming(given, **self._words)
             except (DuplicateKey, ContentRefused) as clash:
                 if not clash.keys:
                     raise
-                gone, why = (
-                    set(map(item_of, clash.keys)),
-                    BARRED if isinstance(clash, ContentRefused) else self._clash(),
-                )
-                for i in left:
+                why = BARRED if isinstance(clash, ContentRefused) else self._clash()
+                gone = set(map(item_of, clash.keys))
+                for i in places:
                     if item_of(batch.keys[i]) in gone and i not in batch.views:
                         self._say(batch.item(i), REFUSED, why)
-                left = [i for i in left if item_of(batch.keys[i]) not in gone]
+                left = [number for number, i in enumerate(places) if item_of(batch.keys[i]) not in gone]
+                places, given = [places[number] for number in left], given.chosen(left)
             else:
                 self.report.version = version
-                self._account(batch, left, before)
-                left = []
-        self._repeated(batch, rows)
+                self._account(batch, places, before)
+                break
+        self._repeated(batch)
 
-    def _sound(self, batch: _Batch, rows: NDArray[Any]) -> list[int]:
-        """Places of the rows that can be stored, the first under each key."""
-        finite = finite_rows(rows)
-        corner = rows.reshape(len(rows), -1)[:, 0] == 0  # few rows need to be looked through for another number
-        odd = dict.fromkeys(np.flatnonzero(~finite | corner).tolist(), "")
-        first: dict[str, int] = {}
-        for place, key in enumerate(batch.keys):
-            if place in odd and (why := self._fault(batch, rows, place, bool(finite[place]))):
-                self._say(batch.item(place), REFUSED, why)
-            elif first.setdefault(key, place) != place:
-                batch.again.append((place, first[key]))
-        return list(first.values())
-
-    def _fault(self, batch: _Batch, rows: NDArray[Any], place: int, is_finite: bool) -> str:
-        """Why a row cannot be stored; "" where it can."""
-        if not is_finite:
-            return _not_finite(batch.row(place), rows.dtype)
-        is_empty = batch.kept[place] is None and not rows[place].any()
-        return "a row of nothing but zeros; leave it out" if is_empty else ""
-
-    def _account(self, batch: _Batch, places: Sequence[int], before: int) -> None:
+    def _account(self, batch: Gathered, places: Sequence[int], before: int) -> None:
         """Tell what became of rows that ``add`` took."""
         newest = self._collection.newest()
         if self._only_refusals and not batch.again and newest.version == before + 1 and newest.changed == len(places):
@@ -366,10 +355,9 @@ class _Run:
             self._say(item, how, "", found.row, found.added, digest)
             batch.ends[place] = found.row, found.added, digest
 
-    def _repeated(self, batch: _Batch, rows: NDArray[Any]) -> None:
+    def _repeated(self, batch: Gathered) -> None:
         """Tell of inputs whose key came twice in one version."""
-        for place, first in batch.again:
-            same = rows[place].tobytes() == rows[first].tobytes()
+        for place, first, same in batch.again:
             if same and first in batch.ends:
                 self._say(batch.item(place), DUPLICATE, "", *batch.ends[first])
             else:
@@ -396,72 +384,3 @@ class _Run:
             return
         label = self._label or item.label
         self._tell(Entry(item.key, item.source, outcome, reason, row, version, sha256, label, item.caption))
-
-
-class _Batch:
-    """Rows on their way into one version, column by column."""
-
-    def __init__(self) -> None:
-        self.keys: list[str] = []
-        self.sources: list[str] = []
-        self.labels: list[str | None] = []
-        self.captions: dict[int, str] = {}  # by place
-        self.views: set[int] = set()  # places of further views of an image, of which nothing is told
-        self.items: set[str] = set()  # keys of images
-        self.kept: list[Provenance | None] = []  # None of a row that came without an image
-        self.embedded: Embedded = None
-        self.embeddings: list[NDArray[np.floating]] = []  # one a row, or none at all
-        self.parts: list[NDArray[Any]] = []  # (n, *S) each
-        self.starts: list[int] = []  # the place of each part's first row
-        self.again: list[tuple[int, int]] = []  # (place, place of the first under the same key)
-        self.ends: dict[int, tuple[int, int, str]] = {}  # place: (row, version, sha256)
-        self.since = time.monotonic()
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def add(self, item: Item, row: NDArray[Any], kept: Provenance | None, suffix: str = "") -> None:
-        """suffix: what the row's key ends in, of a further view of the item's image."""
-        if suffix:
-            self.views.add(len(self))
-        if item.caption:
-            self.captions[len(self)] = item.caption
-        embeddings = None if item.embedding is None else item.embedding[None]
-        source, by = [item.source], item.embedded_by
-        self.extend(Block([item.key + suffix], source, row[None], [kept], [item.label], embeddings, by))
-
-    def extend(self, block: Block) -> None:
-        nothing = [None] * len(block)
-        self.starts.append(len(self))
-        self.parts.append(block.rows)
-        self.keys += block.keys
-        self.sources += block.sources
-        self.labels += block.labels or nothing
-        self.kept += block.kept or nothing
-        self.embedded = block.embedded
-        self.embeddings += [] if block.embeddings is None else list(block.embeddings)
-
-    def item(self, place: int) -> Item:
-        """One of them, for people."""
-        caption = self.captions.get(place, "")
-        return Item(self.keys[place], self.sources[place], label=self.labels[place], caption=caption)
-
-    def row(self, place: int) -> NDArray[Any]:
-        """One of them as it came."""
-        part = bisect_right(self.starts, place) - 1
-        row: NDArray[Any] = self.parts[part][place - self.starts[part]]
-        return row
-
-    def stack(self, rows: NDArray[Any]) -> None:
-        """Fill in the rows (N, *S) as they will be stored; what is beyond the stored type is Inf."""
-        with np.errstate(over="ignore"):
-            for start, part in zip(self.starts, self.parts, strict=True):
-                rows[start : start + len(part)] = part
-
-
-def _not_finite(row: NDArray[Any], dtype: np.dtype[Any]) -> str:
-    if np.isnan(row).any():
-        return "a row that holds NaN; leave it out"
-    if np.isinf(row).any() and row.dtype != dtype:
-        return "a row that holds Inf; leave it out"
-    return f"a row that holds Inf, or values beyond {dtype}'s {np.finfo(dtype).max:g}; leave it out"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from negindex.alike import MIN_QUALITY
 from negindex.collection import Collection
 from negindex.errors import SpaceMismatch
+from negindex.geometry import first_views, item_of
 from negindex.nearest import Neighbour
 from negindex.sampler.beside import reduced
 from negindex.sampler.clip import Clip
@@ -51,6 +55,8 @@ def look_up(
 ) -> Lookup:
     """The k nearest rows in force by PDQ, by embedding, and in the model's space by rms distance.
 
+    Of rows that are views of one image (its tiles, its mirror image) the nearest stands for all.
+
     file: a path, or the bytes of one, which is called ``name``.
     encoder: makes the set's rows; clip: the model that made its embeddings. Without one that way is left out.
     Raises ImageRefused, and SpaceMismatch for a model of other embeddings than the set's.
@@ -62,12 +68,13 @@ def look_up(
     if forms[0].quality < MIN_QUALITY:
         told.without[PDQ] = f"the image has too little in it (quality {forms[0].quality} of 100)"
     else:
-        told.found[PDQ] = collection.nearest_pdq([form.bits for form in forms], k)
+        told.found[PDQ] = _images(collection, k, partial(collection.nearest_pdq, [form.bits for form in forms]))
     _by_embedding(collection, told, k, clip)
     if encoder is None:
         told.without[SPACE] = "nothing makes rows here; name the pipeline (--pipeline)"
     else:
-        told.found[SPACE] = _in_space(collection, encoder, image, name, k)
+        row = encoder.row(image, name).astype(collection.dtype).astype(np.float32)
+        told.found[SPACE] = _images(collection, k, partial(_in_space, collection, row))
     return told
 
 
@@ -78,11 +85,22 @@ def _by_embedding(collection: Collection, told: Lookup, k: int, clip: Clip | Non
         return
     if clip.fingerprint != known:
         raise SpaceMismatch(f"an embedding by {clip.fingerprint}, and the set's are by {known}; use their model")
-    told.found[EMBEDDING] = collection.nearest_embedding(clip.embed(told.image), k)
+    asked = clip.embed(told.image)
+    told.found[EMBEDDING] = _images(collection, k, partial(collection.nearest_embedding, asked))
 
 
-def _in_space(collection: Collection, encoder: Encoder, image: Image.Image, name: str, k: int) -> list[Neighbour]:
-    row = encoder.row(image, name).astype(collection.dtype).astype(np.float32)
+def _images(collection: Collection, k: int, nearest: Callable[[int], list[Neighbour]]) -> list[Neighbour]:
+    """The k nearest images, each by its nearest view; ``nearest`` tells the nearest rows."""
+    asked = k
+    while True:
+        rows = nearest(asked)
+        found = first_views(rows, lambda one: item_of(one.source_key)) if collection.geometry.is_many else rows
+        if len(found) >= k or len(rows) < asked:
+            return found[:k]
+        asked *= 4
+
+
+def _in_space(collection: Collection, row: NDArray[np.float32], k: int) -> list[Neighbour]:
     near = collection.pin().near(torch.from_numpy(row)[None], k=k)
     ids = near.ids[0].tolist()
     keys = collection.keys_of(ids)

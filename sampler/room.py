@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ import torch
 from negindex.errors import NotAllowed, OutOfRange
 from negindex.sampler.encode import Encoder
 from negindex.sampler.ingest import ENCODED_BYTES, READY_BYTES
-from negindex.sampler.sources import Source
 from negindex.sampler.vae import VaeEncoder, held_at_once
 
 RECORD_BYTES = 1024  # of the record, a row: 350 on the average without an image, 700 with one, and its journal
@@ -24,16 +22,14 @@ MODEL_BYTES = 350 << 20  # and of the code of diffusers and what it works with
 DECODED = 12  # bytes a pixel of an image while it is decoded
 
 
-def disk_needed(
-    sources: Sequence[Source], shape: tuple[int, ...], dtype: str, *, views: int, shards: int, known: int = 0
-) -> int:
-    """Bytes that the inputs take as rows, as far as sources tell how many they are.
+def disk_needed(rows: int, shape: tuple[int, ...], dtype: str, *, shards: int = 1, known: int = 0) -> int:
+    """Bytes that rows take, and what is kept beside them.
 
-    views: rows an input, at least. shards: one of so many goes in. known: rows that are in the set already.
+    rows: that are foreseen (``foreseen.rows_foreseen``). shards: one of so many goes in. known: rows that are in the
+    set already.
     """
-    inputs = sum(filter(None, (source.count() for source in sources)))
     row = prod(shape) * np.dtype(dtype).itemsize + RECORD_BYTES
-    return max(0, -(-inputs * views // shards) - known) * row + AT_LEAST
+    return max(0, -(-rows // shards) - known) * row + AT_LEAST
 
 
 def check_disk(folder: Path, need: int) -> None:
@@ -44,7 +40,7 @@ def check_disk(folder: Path, need: int) -> None:
     free = shutil.disk_usage(place).free
     if free < need:
         raise NotAllowed(
-            f"{folder} needs about {_bytes(need)}, and its disk has {_bytes(free)} free; make room, or build it "
+            f"{folder} needs up to about {_bytes(need)}, and its disk has {_bytes(free)} free; make room, or build it "
             "elsewhere"
         )
 
@@ -52,10 +48,10 @@ def check_disk(folder: Path, need: int) -> None:
 def memory_needed(encoder: Encoder | None, max_pixels: int) -> int:
     """Bytes of memory that a build takes at most, one image at a time, by an estimate.
 
-    That is the program, one image as large as is allowed while it is decoded, one version's rows twice, and the VAE
-    with what it holds of an image. Pages of mapped files are the system's, and are not counted.
+    That is the program, one image as large as is allowed while it is decoded, the rows of two or three versions, and
+    the VAE with what it holds of an image. Pages of mapped files are the system's, and are not counted.
     """
-    rows = 2 * (READY_BYTES if encoder is None else ENCODED_BYTES)
+    rows = 3 * READY_BYTES if encoder is None else 2 * ENCODED_BYTES
     image = 0 if encoder is None else DECODED * max_pixels
     model = 0
     if isinstance(encoder, VaeEncoder):

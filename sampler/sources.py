@@ -1,4 +1,4 @@
-"""What people have, one item at a time: folders, lists of files, tar shards, arrays of rows, other collections.
+"""What people have, one item at a time: folders, lists of files, tar shards, arrays of rows, collections, bundles.
 
 Whatever its size, of a source one item is held at a time, and a shard's captions and labels with it. The limits are
 ``Limits``; every input comes out as an ``Item``, those that are refused by their source too, so that none is lost.
@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 
 from negindex.collection import Collection
 from negindex.errors import Damaged, DuplicateKey, ImageRefused, InvalidInput, NotThere, OutOfRange, ShapeMismatch
+from negindex.geometry import Geometry
 from negindex.sampler.arrays import ARRAY_SUFFIXES, rows_in
+from negindex.sampler.bundles import Head, Pair, head_of, pairs_of
 from negindex.sampler.encode import IMAGE_SUFFIXES, MAX_PIXELS, images_in
 from negindex.sampler.fetch import is_url
 from negindex.sampler.keytables import MAX_TEXT, KeyTable, lines_of
@@ -138,7 +140,7 @@ def sources_of(
     limits: Limits = DEFAULTS,
     fetch: Callable[[str], bytes] | None = None,
 ) -> list[Source]:
-    """What each path is: a folder of images and shards, an image, a shard, an array, a collection, or ``@list``.
+    """What each path is: a folder of images and shards, an image, a shard, an array, a collection, a bundle, ``@list``.
 
     keys: a file with the source keys of the one array among them, one a line, or a table (``KeyTable``).
     key_column, label_from: the columns of a table that say a row's key and label; label_from is also the member of a
@@ -206,7 +208,9 @@ def _in_order(keyed: Iterable[tuple[str, Path]], limits: Limits) -> list[Source]
     found: list[Source] = []
     for key, file in keyed:
         name = file.name.lower()
-        if name.endswith(TAR_SUFFIXES):
+        if (head := head_of(file)) is not None:
+            found.append(Bundled(key, file, head, limits))
+        elif name.endswith(TAR_SUFFIXES):
             found.append(Shard(key, file, limits))
         elif name.endswith(ARRAY_SUFFIXES):
             found.append(Array(key, file))
@@ -451,6 +455,18 @@ class Array:
         return tuple(rows_in(self.path).shape[1:])
 
 
+class About(NamedTuple):
+    """What rows that were a set's already bring with them."""
+
+    name: str
+    set_id: str
+    shape: tuple[int, ...]
+    space: str
+    geometry: Geometry
+    dtype: str
+    embedded_by: str | None  # None where no row has an embedding
+
+
 @dataclass
 class Held:
     """Rows in force in another collection, as they are stored, under their own keys and labels."""
@@ -462,17 +478,63 @@ class Held:
 
     def blocks(self, shape: tuple[int, ...] = ()) -> Iterator[Item | Block]:
         """The same, many rows together."""
-        held = [segment.ids[places] for segment, places in self.collection.pin().parts.values()]
-        ids = np.sort(np.concatenate([np.zeros(0, np.int64), *held]))
         embedded_by = self.collection.embedded_by or ""
-        for start in range(0, len(ids), _AT_ONCE):
-            some = self.collection.stored(ids[start : start + _AT_ONCE].tolist())
+        for some in self.collection.stored_at(self.collection.pin(), _AT_ONCE):
             where = [f"{self.collection.path}/{key}" for key in some.keys]
-            kept: list[Provenance | None] = [*some.sources]
-            yield Block(some.keys, where, some.rows, kept, some.labels, some.embeddings, embedded_by)
+            yield Block(some.keys, where, some.rows, [*some.sources], some.labels, some.embeddings, embedded_by)
 
     def count(self) -> int | None:
         return len(self.collection)
+
+    @property
+    def about(self) -> About:
+        """The set's own words."""
+        one = self.collection
+        return About(str(one.path), one.set_id, one.shape, one.space, one.geometry, one.dtype, one.embedded_by)
+
+
+@dataclass
+class Bundled:
+    """Rows of a file that ``negindex export`` wrote, under their own keys and labels; all of them, or one refusal.
+
+    The file is read to its end and checked before any row of it is handed on.
+    """
+
+    key: str
+    path: Path
+    head: Head
+    limits: Limits = DEFAULTS
+    _is_checked: bool = field(default=False, init=False)
+
+    def items(self, shape: tuple[int, ...] = ()) -> Iterator[Item]:
+        return singly(self.blocks(shape))
+
+    def blocks(self, shape: tuple[int, ...] = ()) -> Iterator[Item | Block]:
+        """The same, many rows together."""
+        try:
+            for _ in () if self._is_checked else self._pairs():
+                pass
+            self._is_checked = True
+            for some in self._pairs():
+                where = [f"{self.path}/{key}" for key in some.keys]
+                by = self.head.embedded_by or ""
+                yield Block(some.keys, where, some.rows, [*some.kept], some.labels, some.embeddings, by)
+        except (ImageRefused, Damaged) as refusal:
+            yield Item(self.key, str(self.path), refusal=str(refusal))
+        except OSError as error:
+            yield Item(self.key, str(self.path), refusal=f"cannot be read ({error}); replace the file")
+
+    def count(self) -> int | None:
+        return self.head.rows
+
+    @property
+    def about(self) -> About:
+        """What the file says of its set."""
+        head = self.head
+        return About(str(self.path), head.set_id, head.shape, head.space, head.geometry, head.dtype, head.embedded_by)
+
+    def _pairs(self) -> Iterator[Pair]:
+        return pairs_of(self.path, self.head, self.limits.bytes, self.limits.entries)
 
 
 def singly(parts: Iterable[Item | Block]) -> Iterator[Item]:

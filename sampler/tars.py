@@ -17,7 +17,8 @@ BLOCK = 512  # bytes; everything in a tar is a multiple of it
 MAX_HEADER = 1 << 16  # bytes of a long name, or of a member's extended header
 EXPANSION = 200  # times that a compressed archive may grow,
 UNPACKED = 256 << 20  # beyond so many bytes
-STREAMED = 1 << 20  # bytes that are passed over at a time
+STREAMED = 1 << 20  # bytes that are read at a time
+LEAPT = 1 << 14  # bytes of a plain archive from which on they are passed over unread
 
 _KINDS = {
     tarfile.SYMTYPE: "a link",
@@ -48,8 +49,8 @@ def members(path: Path, max_bytes: int, max_entries: int) -> Iterator[Member]:
     more than 200 times. OSError where the file cannot be read at all.
     """
     with open(path, "rb") as file:
-        stream = _Stream(path, file, packed=not path.name.lower().endswith(".tar"))
-        for number, (info, name) in enumerate(_headers(stream)):
+        stream = Stream(path, file, packed=not path.name.lower().endswith(".tar"))
+        for number, (info, name) in enumerate(headers(stream)):
             if number >= max_entries:
                 raise ImageRefused(
                     f"{path.name} has more than {max_entries:,} entries; what follows is left out: split it, or "
@@ -57,12 +58,12 @@ def members(path: Path, max_bytes: int, max_entries: int) -> Iterator[Member]:
                 )
             why = _fault(info, name, max_bytes)
             if why or info.isdir():
-                stream.skip(_padded(info.size))
+                stream.skip(padded(info.size))
                 if why:
                     yield Member(name, refusal=why)
             else:
                 content = stream.take(info.size)
-                stream.skip(_padded(info.size) - info.size)
+                stream.skip(padded(info.size) - info.size)
                 yield Member(name, content)
 
 
@@ -79,7 +80,7 @@ def _fault(info: tarfile.TarInfo, name: str, max_bytes: int) -> str:
     return ""
 
 
-def _headers(stream: _Stream) -> Iterator[tuple[tarfile.TarInfo, str]]:
+def headers(stream: Stream) -> Iterator[tuple[tarfile.TarInfo, str]]:
     """Each member's header and full name, with the stream at the member's first byte.
 
     The caller reads or passes over exactly the member's padded size before it asks for the next.
@@ -101,7 +102,7 @@ def _headers(stream: _Stream) -> Iterator[tuple[tarfile.TarInfo, str]]:
             extras += 1
             if info.size > MAX_HEADER or extras > 8:
                 raise stream.damaged(f"an extended header of {info.size:,} bytes, the limit is {MAX_HEADER:,}")
-            said = stream.take(_padded(info.size))[: info.size]
+            said = stream.take(padded(info.size))[: info.size]
             longer |= {} if info.type == tarfile.XGLTYPE else _longer(stream, info.type, said)
             continue
         if info.type == tarfile.GNUTYPE_SPARSE and block[482]:
@@ -116,14 +117,14 @@ def _headers(stream: _Stream) -> Iterator[tuple[tarfile.TarInfo, str]]:
         longer, extras = {}, 0
 
 
-def _size(stream: _Stream, longer: dict[str, str], size: int) -> int:
+def _size(stream: Stream, longer: dict[str, str], size: int) -> int:
     said = longer.get("size", str(size))
     if not (said.isascii() and said.isdigit() and len(said) < 20):
         raise stream.damaged(f"a member of {said[:40]!r} bytes")
     return int(said)
 
 
-def _longer(stream: _Stream, kind: bytes, said: bytes) -> dict[str, str]:
+def _longer(stream: Stream, kind: bytes, said: bytes) -> dict[str, str]:
     """What an extended header says of the next member."""
     if kind in _LONG:
         text = said.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")
@@ -140,17 +141,18 @@ def _longer(stream: _Stream, kind: bytes, said: bytes) -> dict[str, str]:
     return found
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
+    """So many bytes as they lie in an archive."""
     return -(-size // BLOCK) * BLOCK
 
 
-class _Stream:
+class Stream:
     """An archive's bytes, unpacked as they are read, under the limit of their growth."""
 
     def __init__(self, path: Path, file: BinaryIO, packed: bool) -> None:
         self._path, self._raw = path, file
         self._file: BinaryIO | gzip.GzipFile = gzip.GzipFile(fileobj=file) if packed else file
-        self._packed, self._read = packed, 0
+        self._packed, self.read = packed, 0  # bytes that were handed out
 
     def take(self, size: int) -> bytes:
         """So many bytes, which the caller has held to a limit."""
@@ -165,15 +167,20 @@ class _Stream:
 
     def skip(self, size: int) -> None:
         """Pass over so many bytes."""
-        if not self._packed and size > STREAMED and self._read + size <= os.fstat(self._raw.fileno()).st_size:
+        if not self._packed and size > LEAPT and self.read + size <= os.fstat(self._raw.fileno()).st_size:
             self._file.seek(size, os.SEEK_CUR)
-            self._read += size
+            self.read += size
             return
         while size:
             part = self._some(min(size, STREAMED))
             if not part:
                 raise self.damaged("cut short")
             size -= len(part)
+
+    @property
+    def consumed(self) -> int:
+        """Bytes of the file that were read."""
+        return self._raw.tell()
 
     def finish(self) -> None:
         """Unpack what is left, so that a compressed archive's own checksum is looked at."""
@@ -183,7 +190,7 @@ class _Stream:
     def damaged(self, why: str) -> ImageRefused:
         """What is raised where the archive cannot be read on."""
         return ImageRefused(
-            f"{self._path.name} is damaged at byte {self._read:,} ({why}); what follows is left out: make it anew"
+            f"{self._path.name} is damaged at byte {self.read:,} ({why}); what follows is left out: make it anew"
         )
 
     def _some(self, size: int) -> bytes:
@@ -191,8 +198,8 @@ class _Stream:
             part = self._file.read(size)
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise self.damaged(str(error)) from error
-        self._read += len(part)
-        if self._packed and self._read > max(UNPACKED, EXPANSION * self._raw.tell()):
+        self.read += len(part)
+        if self._packed and self.read > max(UNPACKED, EXPANSION * self._raw.tell()):
             raise ImageRefused(
                 f"{self._path.name} grows more than {EXPANSION} times as it is unpacked; what follows is left out: "
                 "give it as a plain .tar"

@@ -60,9 +60,7 @@ def contained(image: Image.Image, height: int, width: int) -> Image.Image:
 
 def _tiles(image: Image.Image, height: int, width: int, name: str) -> Iterator[tuple[str, Image.Image]]:
     """As few as cover it, evenly laid and overlapping; scaled up first where one side is too short."""
-    scale = max(1.0, height / image.height, width / image.width)
-    whole = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
-    down, across = ceil(whole[1] / height), ceil(whole[0] / width)
+    whole, down, across = laid(image.size, (height, width))
     if down * across > MOST_TILES:
         raise ImageRefused(
             f"{name} would be {down * across:,} tiles of {height} × {width}, the limit is {MOST_TILES:,}; make it "
@@ -74,6 +72,18 @@ def _tiles(image: Image.Image, height: int, width: int, name: str) -> Iterator[t
         for column, left in enumerate(_starts(whole[0], width, across)):
             part = f"{row}.{column}" if row or column else ""
             yield part, image.crop((left, top, left + width, top + height))
+
+
+def laid(image: tuple[int, int], size: tuple[int, int]) -> tuple[tuple[int, int], int, int]:
+    """(width, height) of an image as it is cut, and how many tiles down and across. size: a tile's height and width.
+
+    >>> laid((100, 40), (40, 40))
+    ((100, 40), 1, 3)
+    """
+    height, width = size
+    scale = max(1.0, height / image[1], width / image[0])
+    whole = (max(width, round(image[0] * scale)), max(height, round(image[1] * scale)))
+    return whole, ceil(whole[1] / height), ceil(whole[0] / width)
 
 
 def _starts(whole: int, side: int, count: int) -> list[int]:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from corpora import ledger, png, run
-from PIL import Image
+from PIL import Image, ImageOps
 
 from negindex import Collection
 from negindex.errors import ImageRefused, InvalidInput
@@ -268,3 +268,53 @@ def test_an_image_whose_key_is_taken_is_left_out_whole(tmp_path, together):
         built(tmp_path / "a.set", first, fit="tile")
         assert built(tmp_path / "a.set", second).exit_code == PARTLY
     assert Collection.open(tmp_path / "a.set").source_keys() == ["k.png"]
+
+
+# -- looked for ------------------------------------------------------------------------------------
+
+
+def looked_up(path, *words):
+    done = run("similar", path, *words, "--json")
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def test_similar_names_an_image_once_by_its_nearest_view(tmp_path):
+    """Of a mirrored query the mirrored view; as many images as were asked for, however many views each has."""
+    images = {name: noise(40, 40, "RGB", seed) for seed, name in enumerate("abcd")}
+    for name, image in images.items():
+        saved(tmp_path / "in" / f"{name}.png", image)
+    assert built(tmp_path / "s.set", tmp_path / "in", augment="flip").exit_code == 0
+    query = saved(tmp_path / "q.png", ImageOps.mirror(images["b"]))
+    said = looked_up(tmp_path / "s.set", query, "--nearest", 4)
+    for way in ("pdq", "space"):
+        found = [one["source_key"].partition("#")[0] for one in said["nearest"][way]]
+        assert sorted(found) == [f"in/{name}.png" for name in "abcd"]
+        assert found[0] == "in/b.png"
+    assert said["nearest"]["space"][0]["source_key"] == "in/b.png#view=flip"
+    assert [one["source_key"].partition("#")[0] for one in said["in_set"]] == ["in/b.png"]
+    shown = run("similar", tmp_path / "s.set", tmp_path / "in" / "b.png", "--nearest", 0).stdout
+    assert shown.splitlines() == [f"b.png: row {shown.split()[2]} in/b.png (the same)"]
+
+
+def test_a_tile_stands_for_its_image_in_every_list(tmp_path):
+    large = noise(33, 33)
+    saved(tmp_path / "in" / "large.png", large)
+    saved(tmp_path / "in" / "other.png", noise(33, 33, seed=1))
+    saved(tmp_path / "in" / "twin.png", large, optimize=True, compress_level=1)
+    assert built(tmp_path / "s.set", tmp_path / "in", fit="tile").exit_code == 0
+    query = saved(tmp_path / "q.png", large.crop((25, 25, 33, 33)))
+    near = looked_up(tmp_path / "s.set", query, "--nearest", 3)["nearest"]["space"]
+    assert near[0]["source_key"] in ("in/large.png#view=4.4", "in/twin.png#view=4.4")
+    assert len({one["source_key"].partition("#")[0] for one in near}) == len(near) == 3
+    groups = looked_up(tmp_path / "s.set")["groups"]
+    assert [[one["source_key"] for one in group] for group in groups] == [["in/large.png", "in/twin.png"]]
+
+
+def test_in_a_set_without_views_every_row_is_its_own_image(tmp_path):
+    collection = Collection.create(tmp_path / "s.set", GREY.shape, "pixels")
+    row = GREY.row(noise(8, 8), "")
+    collection.add(np.stack([row, row]), ["a", "a#view=flip"])
+    query = saved(tmp_path / "q.png", noise(8, 8))
+    said = looked_up(collection.path, query, "--nearest", 5)
+    assert len(said["nearest"]["space"]) == len(said["in_set"]) == 2

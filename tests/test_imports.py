@@ -30,7 +30,7 @@ LAYERS = [  # lowest first; a module may import from lower layers and, within th
     ["index"],
     ["derived"],
     ["snapshot"],
-    ["store", "labelled"],
+    ["store", "labelled", "stored"],
     ["claims", "verify", "backup"],
     ["collection"],
     ["reports"],

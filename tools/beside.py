@@ -67,9 +67,9 @@ class More:
     def check(self, collection: Collection, sources: Iterable[Source]) -> None:
         """Raise SpaceMismatch where the set would hold embeddings of two models."""
         from negindex.sampler.beside import check_embedded
-        from negindex.sampler.sources import Held
+        from negindex.sampler.sources import Bundled, Held
 
-        models = [source.collection.embedded_by for source in sources if isinstance(source, Held)]
+        models = [source.about.embedded_by for source in sources if isinstance(source, Held | Bundled)]
         check_embedded(collection, [*models, self._clip.fingerprint if self._clip else None])
 
     def options(self, collection: Collection, tell: Callable[[Entry], None]) -> dict[str, Any]:

@@ -31,7 +31,9 @@ _PIPELINE = click.option(
 )
 _REASON = click.option("--reason", default="", help="Why, for the record.")
 _DTYPE = click.option(
-    "--dtype", type=click.Choice(["float16", "float32"]), default="float16", show_default=True, help="Stored type."
+    "--dtype",
+    type=click.Choice(["float16", "float32"]),
+    help="Stored type; default: that of the set or bundle named first, else float16.",
 )
 
 
@@ -81,7 +83,7 @@ def build(
     channels: int | None,
     fit: str | None,
     augment: str | None,
-    dtype: str,
+    dtype: str | None,
     label: str | None,
     asked: Asked,
     more: More,
@@ -93,7 +95,8 @@ def build(
 
     A source is an image, a folder of images and shards at any depth, a WebDataset tar (.tar, .tar.gz, .tgz),
     a list of files (@FILE, one a line), an array of ready rows (.npy, .safetensors, .h5), or another collection
-    of the same space, whose rows come over as they are. Nothing of an archive is written to the disk.
+    of the same space, or a file that `negindex export` made of one, whose rows come over as they are. Nothing of an
+    archive is written to the disk.
 
     Run again, it adds what is new, changes nothing else, and encodes nothing twice: killed, the same command goes
     on. An input that cannot become a row is named, stops nothing, and makes the exit code 3. What the disk has no
@@ -220,9 +223,9 @@ def merge(
 
 def _with_images(sources: list[Source]) -> list[Source]:
     """Those whose inputs may be images."""
-    from negindex.sampler.sources import Array, Held, Listed
+    from negindex.sampler.sources import Array, Bundled, Held, Listed
 
-    ready = (source for source in sources if isinstance(source, Array | Held))
+    ready = (source for source in sources if isinstance(source, Array | Bundled | Held))
     lists = (source for source in sources if isinstance(source, Listed) and not source.has_images())
     rows = [*ready, *lists]
     return [source for source in sources if source not in rows]
@@ -258,13 +261,14 @@ def _new(
     space: str | None,
     channels: int | None,
     pipeline: Path | None,
-    dtype: str,
+    dtype: str | None,
     key: Key | None,
     geometry: Geometry,
     asked: Asked,
 ) -> tuple[Collection, Encoder | None]:
     """A new set, and what makes its rows where some of the inputs may be images."""
     from negindex import Collection
+    from negindex.collection import DTYPES
     from negindex.geometry import stated
     from negindex.sampler.ingest import check_parts
 
@@ -276,6 +280,7 @@ def _new(
     if space is not None and space != encoder.space:
         raise click.UsageError(f"--space {space!r} is not what images become here: {encoder.space!r}")
     check_parts(encoder.shape, encoder.space, sources, geometry)
+    dtype = dtype or DTYPES[0]
     asked.check_room(path, sources, encoder.shape, dtype, encoder, geometry)
     return Collection.create(path, encoder.shape, stated(encoder.space, geometry), dtype=dtype, key=key), encoder
 
@@ -285,21 +290,23 @@ def _made_for_rows(
     sources: list[Source],
     space: str | None,
     pipeline: Path | None,
-    dtype: str,
+    dtype: str | None,
     key: Key | None,
     geometry: Geometry,
     asked: Asked,
 ) -> Collection:
     """A new set for ready rows: shaped as the first source's are."""
     from negindex import Collection
+    from negindex.collection import DTYPES
     from negindex.geometry import COVER, stated
     from negindex.sampler.ingest import check_parts
-    from negindex.sampler.sources import Array, Held
+    from negindex.sampler.sources import Array, Bundled, Held
 
     first = sources[0]
-    if isinstance(first, Held):
-        shape, space = first.collection.shape, space or first.collection.space
-        geometry = first.collection.geometry if geometry == COVER else geometry
+    if isinstance(first, Held | Bundled):
+        about = first.about
+        shape, space, dtype = about.shape, space or about.space, dtype or about.dtype
+        geometry = about.geometry if geometry == COVER else geometry
     else:
         if space is None and pipeline is None:
             raise click.UsageError("an array does not say what its rows are: name the --pipeline, or the --space")
@@ -308,6 +315,7 @@ def _made_for_rows(
         shape = first.row_shape()
         space = space or _space_of(pipeline)
     check_parts(shape, space, sources, geometry)
+    dtype = dtype or DTYPES[0]
     asked.check_room(path, sources, shape, dtype, None, geometry)
     return Collection.create(path, shape, stated(space, geometry), dtype=dtype, key=key)
 
@@ -319,7 +327,7 @@ def _check(
     from negindex.errors import NotAllowed
     from negindex.sampler.corpus import check_space
     from negindex.sampler.ingest import check_parts
-    from negindex.sampler.sources import Held
+    from negindex.sampler.sources import Bundled, Held
 
     if space is not None:
         check_space(collection, space)
@@ -327,8 +335,11 @@ def _check(
         check_space(collection, _space_of(pipeline))
     check_parts(collection.shape, collection.space, sources, collection.geometry)
     for source in sources:
-        if isinstance(source, Held) and source.collection.set_id == collection.set_id:
-            raise NotAllowed(f"{source.collection.path} is {collection.path}, or a copy of it; name another set")
+        if isinstance(source, Held | Bundled) and source.about.set_id == collection.set_id:
+            raise NotAllowed(
+                f"{source.about.name} is {collection.path} as it is or was, and would bring back what was taken out "
+                "since; name another set"
+            )
 
 
 def _space_of(pipeline: Path | None) -> str:

@@ -10,6 +10,7 @@ _COMMANDS = {  # name: (module, what `negindex --help` says)
     "build": ("build", "Put images, or ready rows, into a collection, making it when needed."),
     "add": ("build", "Put more in force in a collection."),
     "merge": ("build", "Put the rows of collections into one."),
+    "export": ("export", "Write a collection's rows to one file, to be handed on."),
     "withdraw": ("withdraw", "Take rows out of force."),
     "erase": ("erase", "Remove rows' bytes and names everywhere, for good."),
     "claim": ("claim", "Take in claims, decide on them, and see which are due."),

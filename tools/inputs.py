@@ -111,6 +111,7 @@ class Asked:
 
         there: a set whose rows need no room again, where the first input is in force in it: the build goes on.
         """
+        from negindex.sampler.foreseen import rows_foreseen
         from negindex.sampler.ingest import chosen
         from negindex.sampler.room import check_disk, check_memory, disk_needed, parsed
         from negindex.sampler.sources import shard_of, singly
@@ -123,8 +124,8 @@ class Asked:
         first = None if there is None else next(singly(chosen(sources, shape, shard=shard)), None)
         goes_on = there is not None and first is not None and bool(there.held([first.key]))
         known = len(there) if there is not None and goes_on else 0
-        views, shards = 1 + geometry.flip, 1 if shard is None else shard[1]
-        check_disk(path, disk_needed(sources, shape, dtype, views=views, shards=shards, known=known))
+        rows = rows_foreseen(sources, geometry, (0, 0) if encoder is None else encoder.size)
+        check_disk(path, disk_needed(rows, shape, dtype, shards=1 if shard is None else shard[1], known=known))
 
     @property
     def limits(self) -> Limits:

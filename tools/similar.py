@@ -76,7 +76,8 @@ def similar(
 
     Found are the same file, the same row, and near-copies by PDQ: re-encoded, resized, mirrored or turned.
     An image with too little in it, such as a blank one, is found by its bytes alone. Nothing is changed, and
-    finding nothing is no failure. Without SOURCES, rows of SET that are near each other are grouped; there,
+    finding nothing is no failure. Rows that are views of one image (its tiles, its mirror image) are named once, by the
+    nearest. Without SOURCES, rows of SET that are near each other are grouped; there,
     mirrored and turned copies stay apart.
 
     Of one IMAGE the nearest rows in force are named too, side by side: by PDQ (bits), by embedding (1 - cosine, where
@@ -176,7 +177,11 @@ def _look_up(
 
 
 def _group(collection: Collection, distance: int, ever: bool, as_json: bool) -> None:
+    from negindex.geometry import first_views, item_of
+
     groups = collection.alike_among(distance=distance, ever=ever)
+    if collection.geometry.is_many:
+        groups = [dict(first_views(group.items(), lambda row: item_of(row[1]))) for group in groups]
     if as_json:
         listed = [[{"row": row, "source_key": key} for row, key in group.items()] for group in groups]
         click.echo(json.dumps({"rows_in_force": len(collection), "groups": listed}, ensure_ascii=False))
