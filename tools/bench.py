@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from negindex.tools.bench_build import build
+from negindex.tools.bench_copies import copies
 from negindex.tools.bench_placement import placement
 from negindex.tools.bench_posterior import posterior
 from negindex.tools.bench_serve import serve
@@ -29,6 +30,7 @@ def bench() -> None:
 
 
 bench.add_command(build)
+bench.add_command(copies)
 bench.add_command(placement)
 bench.add_command(posterior)
 bench.add_command(serve)

@@ -75,7 +75,7 @@ def measured(plan: Plan, folder: Path, say: Say) -> dict[str, Any]:
     sets, known = [one.collection.snapshot() for one in (negatives, benign)], negatives.collection.calibration()
     spent, calibration = (0.0, known) if known else timed(lambda: calibrate(*sets, seed=plan.seed))
     say("building the index of each set")
-    unsafe, reference = (_engine(one, calibration) for one in (negatives, benign))
+    unsafe, reference = (engine(one, calibration) for one in (negatives, benign))
     say("making queries")
     asked = bench_sets.queries(population, plan.levels, plan.queries)
     told: dict[str, Any] = {
@@ -109,7 +109,7 @@ def measured(plan: Plan, folder: Path, say: Say) -> dict[str, Any]:
     return {**told, "load_after": os.getloadavg()[0]}
 
 
-def _engine(stored: Stored, calibration: Calibration) -> Engine:
+def engine(stored: Stored, calibration: Calibration) -> Engine:
     """A set that answers by the calibration; its index is mapped where it stands already."""
     from negindex.errors import OutOfRange
     from negindex.tools.bench_times import timed

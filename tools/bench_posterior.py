@@ -80,14 +80,14 @@ def posterior(
     from negindex.calibration import LEVELS
 
     torch.set_num_threads(threads)
-    at = LEVELS if levels is None else _numbers(levels, float, "--levels")
-    plan = Plan(rows, _numbers(shape, int, "--shape"), sorted(at), tuple(kernels), k, error, queries, seed)
-    with _folder(keep) as folder:
+    at = LEVELS if levels is None else numbers_in(levels, float, "--levels")
+    plan = Plan(rows, numbers_in(shape, int, "--shape"), sorted(at), tuple(kernels), k, error, queries, seed)
+    with folder_of(keep) as folder:
         told = measured(plan, folder, lambda said: click.echo(said, err=True))
     click.echo(json.dumps(told) if as_json else "\n".join(printed(told)))
 
 
-def _numbers(text: str, kind: Callable[[str], Any], option: str) -> tuple[Any, ...]:
+def numbers_in(text: str, kind: Callable[[str], Any], option: str) -> tuple[Any, ...]:
     """The numbers between commas."""
     try:
         numbers = tuple(kind(part) for part in text.split(","))
@@ -99,7 +99,7 @@ def _numbers(text: str, kind: Callable[[str], Any], option: str) -> tuple[Any, .
 
 
 @contextmanager
-def _folder(keep: Path | None) -> Iterator[Path]:
+def folder_of(keep: Path | None) -> Iterator[Path]:
     """Where the sets lie: the folder named, or a temporary one."""
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
