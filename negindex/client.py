@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -147,10 +146,7 @@ class RemoteSnapshot(Negatives):
 
     def nearest(self, reach: Reach) -> Near:
         parts = [self._near(reach, some) for some in self._in_parts(reach.x)]
-        width = max(part.ids.shape[1] for part in parts)
-        columns = zip(*(_widened(part, width)[:4] for part in parts), strict=True)
-        origin, ids, distances, rows = map(torch.cat, columns)
-        return Near(origin, ids, distances, rows, self.origins).to(reach.x.device)
+        return Near.together(parts).to(reach.x.device)
 
     def moments(self) -> Moments:
         wanted = bodies.MOMENTS_TOLD
@@ -238,6 +234,8 @@ class RemoteSnapshot(Negatives):
         x = reach.x[some]
         said = self._asked() | {"k": reach.k, "numbers": self._set.numbers}
         arrays = {"x": x, "radius": reach.radius[some]}
+        if bool(reach.noise.any()):
+            arrays["noise"] = reach.noise[some]
         told, _ = self._ask("near", arrays, said, bodies.NEAR_TOLD, self._view(), {})
         ids, distances, rows = told["ids"], told["distances"], told["rows"]
         if ids.shape[0] != len(x) or distances.shape != ids.shape or rows.shape != (*ids.shape, *self.shape):
@@ -277,17 +275,3 @@ class RemoteSnapshot(Negatives):
     def _check_samples(self, x: Tensor) -> None:
         self.check_has_rows()
         super()._check_samples(x)
-
-
-def _widened(near: Near, width: int) -> Near:
-    """With places for as many rows as another part of the answer has; nothing lies in them."""
-    more = width - near.ids.shape[1]
-    if not more:
-        return near
-
-    def put(part: Tensor, value: float) -> Tensor:
-        left_over = part.new_full((len(part), more, *part.shape[2:]), value)
-        return torch.cat([part, left_over], 1)
-
-    filled = (put(near.origin, 0), put(near.ids, -1), put(near.distances, inf), put(near.rows, 0))
-    return Near(*filled, near.origins)

@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from negindex.errors import DuplicateKey, NotFinite, OutOfRange, ShapeMismatch
 from negindex.kernel import squared_distances
 from negindex.moments import Moments
-from negindex.near import Near, most
+from negindex.near import Near, most, nearest_first
 from negindex.negatives import Negatives, Query, Reach, row_elements
 from negindex.partial import NEG_INF, Heaviest, Origin, Partial
 
@@ -105,7 +105,12 @@ def measure(block: Block, reach: Reach, shape: tuple[int, ...], origins: tuple[O
     distances = squared_distances(x, rows).sqrt()  # (B, n)
     within = distances <= radius[:, None]
     width = most(within.sum(1), reach.k)
-    place = distances.topk(width, dim=1, largest=False).indices  # (B, K)
+    value, place = distances.topk(width, dim=1, largest=False)  # (B, K)
+    if width:
+        alike = int((distances <= value[:, -1:]).sum(1).max())
+        value, place = (value, place) if alike == width else distances.topk(alike, dim=1, largest=False)
+    order = nearest_first(value, torch.zeros_like(place), block.ids[place])[:, :width]
+    place = place.gather(1, order)
     found = within.gather(1, place)
     kept = torch.where(found[..., None], rows[place], 0.0)  # (B, K, D)
     return Near(

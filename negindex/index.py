@@ -26,6 +26,7 @@ from negindex.kernel import Kernel
 from negindex.mixture import SCAN_ELEMENTS, Mixture
 from negindex.negatives import row_elements
 from negindex.projection import Space
+from negindex.spheres import Spheres
 from negindex.tensors import read_tensors, write_tensors
 from negindex.trust import Trust
 
@@ -112,6 +113,11 @@ class Index:
         numbers[ids] = np.arange(len(ids))
         return numbers
 
+    @cached_property
+    def spheres(self) -> Spheres:
+        """Around the clusters as they were built; they hold whatever is hidden since."""
+        return Spheres.around(self.clusters)
+
     def over(
         self, rows: Scan, numbers: NDArray[np.int64], fetch: Callable[[Tensor], Block], before: Clusters | None
     ) -> Mixture | None:
@@ -133,4 +139,4 @@ class Index:
         places = torch.zeros(len(live), dtype=torch.int64)
         places[numbers] = torch.arange(len(numbers))
         clusters = replace(clusters, places=places)
-        return Mixture(rows, clusters, self.trust, efforts=self.efforts, scan_elements=0)
+        return Mixture(rows, clusters, self.trust, efforts=self.efforts, scan_elements=0, around=lambda: self.spheres)

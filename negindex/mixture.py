@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cached_property
 from math import inf
 from typing import Self
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from negindex import spheres
 from negindex.clusters import Clusters
 from negindex.exact import BLOCK_ELEMENTS, Scan
 from negindex.gaussians import Told
@@ -23,6 +25,7 @@ from negindex.negatives import Negatives, Query, Reach, row_elements
 from negindex.noise import NoiseLevel
 from negindex.partial import NEG_INF, Heaviest, Origin, Partial
 from negindex.projection import Space, generator
+from negindex.spheres import Spheres
 from negindex.trust import Trust
 
 USUAL = 1  # which of them answers where no error is asked for
@@ -57,9 +60,14 @@ class Mixture(Negatives):
         *,
         efforts: Sequence[Effort],
         scan_elements: int = SCAN_ELEMENTS,
+        around: Callable[[], Spheres] | None = None,
     ) -> None:
-        """clusters: of all rows of ``source``, an immutable set. trust: learned with these efforts."""
+        """clusters: of all rows of ``source``, an immutable set. trust: learned with these efforts.
+
+        around: spheres around the clusters, or around clusters of which these are the live rows.
+        """
         self.source, self.clusters, self.trust = source, clusters, trust
+        self._around = around
         self.efforts, self.scan_elements = tuple(efforts), scan_elements
         self.shape, self.space = source.shape, source.space
 
@@ -102,7 +110,7 @@ class Mixture(Negatives):
         return self.clusters.space.kernel
 
     def answer(self, query: Query) -> Partial:
-        if query.kernel != self.kernel or len(self) * row_elements(self.shape) <= self.scan_elements:
+        if query.kernel != self.kernel or self._is_small:
             return self.source.answer(query)
         asked = (query.level.alpha > 0).nonzero()[:, 0]
         if 0 < len(asked) == len(query.x_t):
@@ -116,7 +124,9 @@ class Mixture(Negatives):
         return told.to(query.x_t.device)
 
     def nearest(self, reach: Reach) -> Near:
-        return self.source.nearest(reach)
+        if self._is_small:
+            return self.source.nearest(reach)
+        return spheres.nearest(self.source, self.clusters, self.spheres, reach)
 
     def moments(self) -> Moments:
         return Moments(len(self), self.clusters.mean, self.clusters.rms**2 * len(self))
@@ -145,6 +155,16 @@ class Mixture(Negatives):
 
     def close(self) -> None:
         self.source.close()
+
+    @property
+    def _is_small(self) -> bool:
+        """Whether a scan is as fast."""
+        return len(self) * row_elements(self.shape) <= self.scan_elements
+
+    @cached_property
+    def spheres(self) -> Spheres:
+        """What says which rows can be near; made when it is first asked for."""
+        return Spheres.around(self.clusters) if self._around is None else self._around()
 
     def _plain(self, query: Query) -> Partial:
         """The answer to pure noise: the plain mean, without a search."""

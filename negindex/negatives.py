@@ -61,6 +61,12 @@ class Reach:
     x: Tensor  # (B, *S) as asked
     radius: Tensor  # (B,) float64; inf where only k limits
     k: int | None
+    noise: Tensor  # (B,) float64, what the samples carry; 0 where every row within the radius is to be found
+
+    def some(self, samples: Tensor) -> Reach:
+        """The look-up of some samples (n,) of its batch."""
+        at = samples.to(self.x.device)
+        return replace(self, x=self.x[at], radius=self.radius[at], noise=self.noise[at])
 
     def merge(self, one: Near, other: Near) -> Near:
         """Two answers to this look-up as one."""
@@ -146,17 +152,28 @@ class Negatives(ABC):
         _check_answer(told, query)
         return _naming(told, min(query.named, told.count))
 
-    def near(self, x: Tensor, radius: Tensor | float | None = None, k: int | None = None) -> Near:
-        """The rows in force nearest to clean samples, nearest first, by L2 distance over all dimensions.
+    def near(
+        self,
+        x: Tensor,
+        radius: Tensor | float | None = None,
+        k: int | None = None,
+        *,
+        noise: Tensor | float = 0.0,
+    ) -> Near:
+        """The rows in force nearest to samples, nearest first, by L2 distance over all dimensions.
 
         x: (B, *S), in the set's own space; for a noisy sample give x_t / alpha.
         radius: only rows at this distance or nearer, one number or (B,). k: at most so many rows a sample.
             At least one is needed; a wide radius without k brings back every row that lies within.
-        Every row is compared in float64 by direct subtraction: a row finds itself at distance 0.
+        noise: s = sigma / alpha, one number or (B,), where x is some image plus white noise of that deviation, and a
+            radius is given. It decides nothing, and lets a set with an index look at fewer rows: of any one row
+            within the radius the probability that it is missed is below 1e-6, whatever the image is.
+        Rows are compared in float64 by direct subtraction: a row finds itself at distance 0. Without noise none that
+        belongs to the answer is missed. Of rows equally far the one of the lowest id comes first.
         Raises EmptySet, ShapeMismatch, NotFinite, OutOfRange, and InvalidInput without radius and k.
         """
         pinned = self.pin()
-        near = pinned.nearest(pinned._within_reach(x, radius, k))
+        near = pinned.nearest(pinned._within_reach(x, radius, k, noise))
         if bool((near.found & near.distances.isinf()).any()):
             raise OutOfRange(
                 f"distances beyond float64, largest |x| = {float(x.abs().max()):g}; give samples that a model can "
@@ -164,18 +181,18 @@ class Negatives(ABC):
             )
         return near
 
-    def _within_reach(self, x: Tensor, radius: Tensor | float | None, k: int | None) -> Reach:
+    def _within_reach(self, x: Tensor, radius: Tensor | float | None, k: int | None, noise: Tensor | float) -> Reach:
         self._check_samples(x)
         if radius is None and k is None:
             raise InvalidInput("near what? give radius=..., or k=..., or both")
         if k is not None and k < 1:
             raise OutOfRange(f"k = {k}; give k >= 1, or None for every row within the radius")
-        within = torch.as_tensor(float("inf") if radius is None else radius, dtype=torch.float64).detach()
-        if within.dim() > 1 or within.shape not in ((), (1,), (len(x),)):
-            raise ShapeMismatch(f"radius of shape {tuple(within.shape)} for {len(x)} samples; give one, or one each")
+        within, noise = _each("radius", float("inf") if radius is None else radius, x), _each("noise", noise, x)
         if not bool((within >= 0).all()):
-            raise OutOfRange(f"radius = {within.tolist()}; give a distance >= 0, or None")
-        return Reach(x.detach(), within.to(x.device).expand(len(x)), k)
+            raise OutOfRange(f"radius = {within.unique().tolist()}; give a distance >= 0, or None")
+        if not bool(((noise >= 0) & noise.isfinite()).all()):
+            raise OutOfRange(f"noise = {noise.unique().tolist()}; give s = sigma / alpha, finite and >= 0")
+        return Reach(x.detach(), within, k, noise)
 
     def _check_samples(self, x: Tensor) -> None:
         """Whether there are rows, and samples to ask them about."""
@@ -260,6 +277,14 @@ def _check_answer(told: Partial, query: Query) -> None:
             f"weights beyond float64 at sigma / alpha = {query.level.s.unique().tolist()}, largest |x_t| = "
             f"{float(query.x_t.abs().max()):g}; give a noise level and a sample that a model can have made"
         )
+
+
+def _each(name: str, given: Tensor | float, x: Tensor) -> Tensor:
+    """(B,) float64 of one number or one for each sample; raises ShapeMismatch for others."""
+    numbers = torch.as_tensor(given, dtype=torch.float64).detach()
+    if numbers.dim() > 1 or numbers.shape not in ((), (1,), (len(x),)):
+        raise ShapeMismatch(f"{name} of shape {tuple(numbers.shape)} for {len(x)} samples; give one, or one each")
+    return numbers.to(x.device).expand(len(x))
 
 
 def row_elements(shape: tuple[int, ...]) -> int:

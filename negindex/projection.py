@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -77,6 +78,16 @@ class Space:
     def sketcher(self) -> Tensor:
         """(D, m) float32, what a row about the centre is multiplied by to sketch its outside part."""
         return self.centre.new_empty(len(self.centre), 0) if self.columns is None else self.columns[:, self.width :]
+
+    @cached_property
+    def stretch(self) -> tuple[float, float]:
+        """By how much the kernel's projection lengthens a vector at most, and that of its numbers' absolute values."""
+        if self.kernel.projection is None:
+            return 1.0, 1.0
+        given = (self.kernel.projection, self.kernel.projection.abs())
+        largest = (float(torch.linalg.eigvalsh(one @ one.T)[-1]) for one in given)
+        length, grain = (max(one, 0.0) ** 0.5 * (1 + 1e-9) for one in largest)
+        return length, grain
 
     def see(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (n, D) of any float dtype inside the kernel, (n, d), and their sketches outside it, (n, m); float32."""

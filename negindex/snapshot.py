@@ -22,7 +22,8 @@ from negindex.index import Index, is_small
 from negindex.kernel import LITERAL, Kernel
 from negindex.mixture import Mixture
 from negindex.moments import Moments
-from negindex.negatives import Query
+from negindex.near import Near
+from negindex.negatives import Query, Reach
 from negindex.partial import Origin, Partial
 from negindex.segment import Segment
 
@@ -104,6 +105,30 @@ class Snapshot(Scan):
         told = split.mixture.answer(replace(query, error=error))
         told = replace(told, error=told.error * split.scale)
         return query.merge(told, split.rest.answer(query)) if len(split.rest) else told
+
+    def nearest(self, reach: Reach) -> Near:
+        split = self._standing()
+        if split is None:
+            return super().nearest(reach)
+        told = split.mixture.nearest(reach)
+        return reach.merge(told, split.rest.nearest(reach)) if len(split.rest) else told
+
+    def moments(self) -> Moments:
+        split = self._standing()
+        return super().moments() if split is None else Moments.merge(split.mixture.moments(), split.rest.moments())
+
+    def _standing(self) -> Split | None:
+        """The split by the calibrated kernel where an index of it stands already: what needs none builds none."""
+        if self._record is None or self._derived is None or is_small(self):
+            return None
+        with suppress(Damaged, NotAllowed):  # no calibration that can be read, or no record: there are still the rows
+            kernel = self.default_kernel
+            if kernel.fingerprint != self._record.kernel:
+                return None
+            index = None if self._was_split else self._derived.index(kernel)  # held here, so that it is read once
+            if self._was_split or index is not None:
+                return self.split(kernel)
+        return None
 
     def split(self, kernel: Kernel) -> Split | None:
         """How the calibrated kernel is answered; made when it is first asked. None where a scan is the better way.

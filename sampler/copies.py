@@ -90,7 +90,7 @@ class CopyGate:
         limit = level.s.square() * dimensions + _slack(level.s, dimensions) + self._r**2
         alpha = level.alpha[asked].to(x_t.device).reshape(-1, *[1] * (x_t.dim() - 1))
         at = asked.to(x_t.device)
-        near = negatives.near(x_t[at].to(torch.float64) / alpha, limit[asked].sqrt(), k=1)
+        near = negatives.near(x_t[at].to(torch.float64) / alpha, limit[asked].sqrt(), k=1, noise=level.s[asked])
         fires, rows = nowhere.fires.clone(), nowhere.rows.clone()
         fires[at], rows[at] = near.found.any(1), near.rows.sum(1)  # of one place, or of none
         return Copied(fires, rows)
@@ -113,6 +113,11 @@ def _scale(moments: Moments, shape: tuple[int, ...]) -> float:
     mean = moments.mean.reshape(shape if len(shape) > 2 else (1, *shape))
     contrast = float((mean - mean.flatten(1).mean(1).reshape(-1, *[1] * (mean.dim() - 1))).norm())
     return moments.rms if moments.rms > SHARE * contrast else contrast
+
+
+def noisiest(radius: float, dimensions: int) -> float:
+    """The highest noise level s at which a gate of this radius speaks: 3 s² sqrt(2 D) = r²."""
+    return radius / sqrt(3 * sqrt(2 * dimensions))
 
 
 def _slack(s: Level, dimensions: int) -> Level:

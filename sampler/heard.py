@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
 
 import torch
 from torch import Tensor
@@ -16,7 +15,7 @@ from negindex.negatives import row_elements
 from negindex.noise import NoiseLevel
 from negindex.partial import Partial
 from negindex.projection import generator
-from negindex.sampler.copies import CopyGate
+from negindex.sampler.copies import CopyGate, noisiest
 from negindex.sampler.gates import log_ratio
 from negindex.sampler.triggers import TriggerShare
 from negindex.snapshot import Snapshot
@@ -94,7 +93,7 @@ def heard(
     copies = CopyGate().sized(unsafe, benign)
     random, said, ratios = generator(seed + 3), {}, {}
     radius = float(copies.radius or 0.0)
-    until = radius / sqrt(3 * sqrt(2 * row_elements(unsafe.shape)))
+    until = noisiest(radius, row_elements(unsafe.shape))
     for s in sorted({*levels, *([0.99 * until] if until > 0 else [])}):
         for kind, clean in asked.items():
             x = clean.float() + s * torch.randn(clean.shape, generator=random)

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 from worlds import seeded
 
-from negindex import Exact, Kernel, NoiseLevel, Partial
-from negindex.projection import principal_directions
+from negindex import Exact, Kernel, Mixture, NoiseLevel, Partial
+from negindex.clusters import Clusters
+from negindex.head import Effort
+from negindex.projection import Space, principal_directions
+from negindex.trust import Trust
 
 SHAPE, D = (1, 8, 8), 64
 LEVELS = (0.2, 1.0, 3.0, 10.0, 30.0)
@@ -67,3 +70,31 @@ def many() -> Tensor:
 @functools.cache
 def fresh() -> Tensor:
     return rows(40, seed=1)
+
+
+def indexed(given: Tensor | Exact, of: Kernel, centre: Tensor | None = None, clusters: int = 20) -> Mixture:
+    """The rows behind an index by the kernel ``of``, without the work of learning what it is worth."""
+    source = given if isinstance(given, Exact) else Exact(given)
+    first = source.take(torch.arange(len(source))).rows.double()
+    space = Space.of(of, first.mean(0) if centre is None else centre)
+    made = Clusters.build(source, space, 0, min(clusters, len(source)))
+    return Mixture(
+        source, made, Trust((), torch.empty(0, 0), torch.empty(0, 0)), efforts=[Effort(1, 1)], scan_elements=0
+    )
+
+
+def wide(count: int, seed: int = 0) -> Tensor:
+    """(count, 1, 32, 32) float16: rows of 20 dimensions, and something white in all 1,024; more begin with fewer."""
+    basis, blocks = torch.linalg.qr(torch.randn(1024, 20, generator=seeded(1))).Q, []
+    for block in range(-(-count // 1000)):
+        random = seeded(1000 * (seed + 1) + block)
+        flat = 5 * torch.randn(1000, 20, generator=random) @ basis.T
+        blocks.append((flat + 0.2 * torch.randn(1000, 1024, generator=random)).half())
+    return torch.cat(blocks)[:count].reshape(count, 1, 32, 32)
+
+
+@functools.cache
+def wide_indexed(count: int) -> Mixture:
+    """Those behind an index."""
+    given = wide(count)
+    return indexed(given, Kernel(projection=principal(given[:1000], 12)))

@@ -3,12 +3,14 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from mixtures import wide, wide_indexed
 from worlds import ClosedForm, always, diffusers_on_numpy_2, never, random_world, seeded
 
 from negindex import Collection, Exact, Kernel, NoiseLevel
 from negindex.errors import NotFinite, OutOfRange
 from negindex.sampler import CopyGate, Correction, Fraction, Ratio, SafeDenoising, Spell, guard, paired
 from negindex.sampler.copies import SHARE
+from negindex.sampler.copies import noisiest as highest
 from negindex.tools import digits
 
 pytestmark = diffusers_on_numpy_2
@@ -20,11 +22,6 @@ COPIES = 12
 
 def normal(*shape, seed=0):
     return torch.randn(shape, generator=seeded(seed), dtype=torch.float64)
-
-
-def highest(radius, dimensions):
-    """The noisiest s at which the gate speaks: 3 s² sqrt(2 D) = r²."""
-    return radius / (3 * (2 * dimensions) ** 0.5) ** 0.5
 
 
 def noised(x, s, seed=3, alpha=0.7):
@@ -50,6 +47,29 @@ def test_copies_fire_and_fresh_images_do_not_however_large_the_set(dimensions, r
         silent = gate.find(*noised(fresh, s), negatives)
         assert not silent.fires.any(), s
         assert not silent.rows.any()
+
+
+def test_by_an_index_copies_fire_as_they_do_by_a_scan_however_large_the_set():
+    """Fifty rows, each alone of its kind: their copies at the levels where the gate speaks, and fresh images."""
+    few, fired, false = Exact(wide(1_000)), {}, {}
+    gate = CopyGate().sized(few, None)
+    assert CopyGate().sized(wide_indexed(1_000), None).radius == pytest.approx(gate.radius, rel=1e-9)
+    planted, fresh = wide(50).double(), wide(50, seed=1).double()  # the first of either set
+    for count in (1_000, 20_000):
+        fired[count], false[count] = [], []
+        for share in (0.01, 0.3, 0.7, 0.9999):
+            s = share * highest(gate.radius, 1024)
+            for seed in range(2):
+                found = gate.find(*noised(planted, s, seed), wide_indexed(count))
+                fired[count].append(found.fires)
+                assert torch.equal(found.rows[found.fires], planted[found.fires])
+            false[count].append(gate.find(*noised(fresh, s), wide_indexed(count)).fires)
+            if count == 1_000:
+                assert torch.equal(found.fires, gate.find(*noised(planted, s, 1), few).fires)
+    small, large = (torch.cat(fired[count]) for count in fired)
+    assert torch.equal(small, large)
+    assert small.double().mean() >= 0.99
+    assert not torch.cat([*false[1_000], *false[20_000]]).any()
 
 
 def test_on_real_digits_copies_fire_and_at_most_one_fresh_digit_in_a_thousand():

@@ -25,7 +25,7 @@ LAYERS = [  # lowest first; a module may import from lower layers and, within th
     ["exact", "union", "history", "dedup", "nearest"],
     ["held_out", "clusters"],
     ["calibration", "head"],
-    ["trust"],
+    ["trust", "spheres"],
     ["mixture"],
     ["index"],
     ["derived"],

@@ -9,7 +9,7 @@ import torch
 from serving import serving
 from small_sets import SHAPE, rows
 
-from negindex import Collection, Exact, Kernel, NoiseLevel, RemoteNegatives, Union
+from negindex import Collection, Exact, Kernel, NoiseLevel, RemoteNegatives, Snapshot, Union
 from negindex.errors import (
     Damaged,
     EmptySet,
@@ -226,6 +226,19 @@ def test_large_batches_go_in_parts(three, root):
         near, local = remote.near(x, 2.0), three.near(x, 2.0)
         assert torch.equal(near.ids, local.ids)
         assert torch.equal(near.distances, local.distances)
+
+
+def test_what_noise_a_sample_carries_goes_along_in_parts_too(three, root, monkeypatch):
+    seen, nearest = [], Snapshot.nearest
+    monkeypatch.setattr(Snapshot, "nearest", lambda self, reach: seen.append(reach.noise) or nearest(self, reach))
+    x, noise = torch.randn(9, *SHAPE, generator=torch.Generator().manual_seed(3)), torch.linspace(0, 1, 9).double()
+    with serving(root, samples=4) as address:
+        remote = RemoteNegatives(address, "a.set")
+        near = remote.near(x, 2.0, 1, noise=noise)
+        assert torch.equal(torch.cat(seen), noise)
+        assert torch.equal(near.ids, three.near(x, 2.0, 1, noise=noise).ids)
+        remote.near(x[:2], 2.0)
+        assert not seen[-1].any()
 
 
 def test_rows_by_id_are_those_in_force(three, root, url):

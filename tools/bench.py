@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from negindex.tools.bench_build import build
+from negindex.tools.bench_copies import copies
 from negindex.tools.bench_peers import peers
 from negindex.tools.bench_placement import placement
 from negindex.tools.bench_posterior import posterior
@@ -30,6 +31,7 @@ def bench() -> None:
 
 
 bench.add_command(build)
+bench.add_command(copies)
 bench.add_command(peers)
 bench.add_command(placement)
 bench.add_command(posterior)

@@ -48,7 +48,7 @@ def measured(plan: Plan, population: Population, folder: Path, say: Say) -> dict
     sets, known = [one.collection.snapshot() for one in (negatives, benign)], negatives.collection.calibration()
     spent, calibration = (0.0, known) if known else timed(lambda: calibrate(*sets, seed=plan.seed))
     say("building the index of each set")
-    unsafe, reference = (_engine(one, calibration, plan) for one in (negatives, benign))
+    unsafe, reference = (engine(one, calibration, plan.weigh, plan.seed) for one in (negatives, benign))
     say("making queries")
     asked = bench_sets.queries(population, plan.levels, plan.queries)
     told: dict[str, Any] = {
@@ -86,7 +86,7 @@ def measured(plan: Plan, population: Population, folder: Path, say: Say) -> dict
     return {**told, "load_after": os.getloadavg()[0]}
 
 
-def _engine(stored: Stored, calibration: Calibration, plan: Plan) -> Engine:
+def engine(stored: Stored, calibration: Calibration, weigh: int | None = None, seed: int = 0) -> Engine:
     """A set that answers by the calibration; its index is mapped where it stands already."""
     from negindex.mixture import Mixture, efforts_about
     from negindex.tools.bench_times import timed
@@ -95,9 +95,9 @@ def _engine(stored: Stored, calibration: Calibration, plan: Plan) -> Engine:
     if known is None or known.fingerprint != calibration.fingerprint:
         built, _ = timed(lambda: stored.collection.adopt(calibration))
     snapshot, kernel = stored.collection.snapshot(), calibration.kernel
-    if plan.weigh is not None:
-        efforts = efforts_about(plan.weigh)
-        built, own = timed(lambda: Mixture.build(snapshot, kernel, efforts=efforts, scan_elements=0, seed=plan.seed))
+    if weigh is not None:
+        efforts = efforts_about(weigh)
+        built, own = timed(lambda: Mixture.build(snapshot, kernel, efforts=efforts, scan_elements=0, seed=seed))
         return Engine(stored, snapshot, own, own, built, _tensor_bytes(own.clusters))
     split = snapshot.split(kernel)
     assert split is not None  # an index was adopted, or is made in memory

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 CALIBRATED, LITERAL = "calibrated", "literal"
 BATCH = 4
 COLD = 10  # queries of each kind at each level that are asked with a cold page cache, at most
+REFERENCE = 4  # simulated negatives for one benign row
 NOUGHT = 1e-3  # of the rms radius: how many times as much is stated is not asked of smaller errors
 ROUNDING = 1e-6  # of the rms radius: how far the exact sums may be off themselves
 

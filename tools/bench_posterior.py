@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from negindex.tools.bench_measure import measured
-from negindex.tools.bench_plan import BATCH, CALIBRATED, LITERAL, Plan
+from negindex.tools.bench_plan import BATCH, CALIBRATED, LITERAL, REFERENCE, Plan
 from negindex.tools.bench_table import printed
 from negindex.tools.common import errors_to_exit_codes
 from negindex.tools.options import AS_JSON
 
 if TYPE_CHECKING:
     from negindex.tools.bench_sets import Population
-
-REFERENCE = 4  # simulated negatives for one benign row
 
 
 @click.command(
@@ -98,14 +96,14 @@ def posterior(
     from negindex.calibration import LEVELS
 
     torch.set_num_threads(threads)
-    at = LEVELS if levels is None else _numbers(levels, float, "--levels")
+    at = LEVELS if levels is None else numbers_in(levels, float, "--levels")
     if (own is None) != (reference is None):
         raise click.UsageError("--of and --reference go together: a set, and benign rows to compare with")
     if own is not None and keep is not None:
         raise click.UsageError("--keep is for simulated rows; copies of a set's rows are not kept")
-    with _folder(keep) as folder:
+    with folder_of(keep) as folder:
         if own is None or reference is None:
-            population, negatives, benign = _simulated(rows, _numbers(shape, int, "--shape"), seed)
+            population, negatives, benign = _simulated(rows, numbers_in(shape, int, "--shape"), seed)
         else:
             population, negatives, benign = _taken(own, reference, queries, seed)
         plan = Plan(negatives, benign, sorted(at), tuple(kernels), k, error, queries, weigh, seed)
@@ -129,7 +127,7 @@ def _taken(own: Path, reference: Path, queries: int, seed: int) -> tuple[Populat
     return population, population.count("rows"), population.count("benign")
 
 
-def _numbers(text: str, kind: Callable[[str], Any], option: str) -> tuple[Any, ...]:
+def numbers_in(text: str, kind: Callable[[str], Any], option: str) -> tuple[Any, ...]:
     """The numbers between commas."""
     try:
         numbers = tuple(kind(part) for part in text.split(","))
@@ -141,7 +139,7 @@ def _numbers(text: str, kind: Callable[[str], Any], option: str) -> tuple[Any, .
 
 
 @contextmanager
-def _folder(keep: Path | None) -> Iterator[Path]:
+def folder_of(keep: Path | None) -> Iterator[Path]:
     """Where the sets lie: the folder named, or a temporary one."""
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from negindex.exact import Scan
     from negindex.kernel import Kernel
 
-_BLOCK = 1 << 24  # numbers of rows at a time
+_BLOCK = 1 << 21  # numbers of rows at a time: more, and the system takes the memory back after each block
 
 
 class Truth(NamedTuple):
@@ -45,7 +45,9 @@ def exact(source: Scan, kernel: Kernel, x: Tensor, s: Tensor) -> Truth:
         higher = torch.maximum(top, log_weight.amax(1))
         fades, weight = (top - higher).exp(), log_weight.sub_(higher[:, None]).exp_()
         total, top = total * fades + weight.sum(1), higher
-        mean.mul_(fades[:, None]).add_(weight.float() @ rows.float())
+        if bool((fades < 1).any()):  # seldom, after the first blocks
+            mean.mul_(fades[:, None])
+        mean += weight.float() @ rows.float()
     if centre is not None:
         mean = mean.div_(total[:, None]).add_(centre)
     return Truth(top + total.log(), mean)

@@ -46,12 +46,13 @@ class Posterior:
 
 @dataclass(frozen=True, eq=False)
 class Nearby:
-    """A question about clean samples."""
+    """A question about near rows."""
 
     which: Which
     digests: list[str] | None
     x: Tensor
     radius: Tensor  # (B,) float64
+    noise: Tensor  # (B,) float64
     k: int | None
     numbers: str  # of the rows
 
@@ -123,7 +124,8 @@ def _nearby(view: View, asked: Sequence[Nearby]) -> list[Near]:
     if first.k is not None:
         _check_room(sum(sizes), min(first.k, len(view.rows)) * (first.x[:1].numel() + 2))
     x = first.x if len(asked) == 1 else torch.cat([one.x for one in asked])
-    near = view.rows.near(x, torch.cat([one.radius for one in asked]), first.k)
+    radius, noise = torch.cat([one.radius for one in asked]), torch.cat([one.noise for one in asked])
+    near = view.rows.near(x, radius, first.k, noise=noise)
     _check_room(1, near.rows.numel())
     if len(asked) == 1:
         return [near]

@@ -27,7 +27,7 @@ POSTERIOR_TOLD: Arrays = {
     "ids": Array(("I64",), 2),
     "log_weight": Array(("F64",), 2),
 }
-NEAR_ASKED: Arrays = {"x": Array(FLOATS), "radius": _ONES, **_VIEW}
+NEAR_ASKED: Arrays = {"x": Array(FLOATS), "radius": _ONES, "noise": Array(("F64",), 1, optional=True), **_VIEW}
 NEAR_TOLD: Arrays = {"ids": Array(("I64",), 2), "distances": Array(("F64",), 2), "rows": Array(FLOATS)}
 MOMENTS_ASKED: Arrays = _VIEW
 MOMENTS_TOLD: Arrays = {"mean": _ONES}

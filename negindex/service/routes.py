@@ -111,15 +111,16 @@ async def posterior(request: Request, state: TheState, name: Name) -> Response:
 
 @router.post("/sets/{name}/near", **needs(*ASKERS, takes=True, gives=True))
 async def near(request: Request, state: TheState, name: Name) -> Response:
-    """The rows nearest to clean samples; an infinite radius is none."""
+    """The rows nearest to samples; an infinite radius is none."""
     arrays, asked = await _taken(request, state, bodies.NEAR_ASKED, AskedNear)
     x, radius = arrays["x"], arrays["radius"]
-    samples = _samples(x, state)
-    if len(radius) != samples:
-        raise ShapeMismatch(f"radius of shape {tuple(radius.shape)} for {samples} samples; give one each")
+    noise, samples = arrays.get("noise", torch.zeros_like(radius)), _samples(x, state)
+    for name, each in (("radius", radius), ("noise", noise)):
+        if len(each) != samples:
+            raise ShapeMismatch(f"{name} of shape {tuple(each.shape)} for {samples} samples; give one each")
     if asked.k is None and samples and bool(radius.isinf().any()):
         raise OutOfRange("near without a limit; give radius, or k, or both")
-    question = Nearby(_which(asked), _left_out(arrays), x, radius, asked.k, asked.numbers)
+    question = Nearby(_which(asked), _left_out(arrays), x, radius, noise, asked.k, asked.numbers)
     return await _answered(request, state, name, question, samples)
 
 

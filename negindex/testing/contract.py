@@ -212,6 +212,23 @@ class NegativesTests:
         assert (near.distances.dtype, near.rows.dtype, near.rows.requires_grad) == (torch.float64, torch.float64, False)
         assert near.origins == negatives.origins
 
+    @pytest.mark.parametrize("radius", [0.0, 1.0, 2.5])
+    def test_noise_that_is_named_adds_no_row_and_hides_none_of_few_dimensions(self, radius: float) -> None:
+        given, noise = normal(40, *SHAPE), torch.tensor([0.0, 1e-3, 0.3, 1.0, 1e9])
+        negatives, x = self.make(given), self.rounded(given)[:BATCH] + 0.3 * normal(BATCH, *SHAPE, seed=2)
+        for k in (1, None):
+            self.check_near(negatives, negatives.near(x, radius, k, noise=noise), given, x, radius, k)
+        self.check_near(negatives, negatives.near(x, k=3, noise=0.3), given, x, None, 3)
+
+    def test_rows_equally_far_come_set_by_set_the_lowest_id_first(self) -> None:
+        rows = torch.cat([torch.eye(D), -torch.eye(D)]).reshape(-1, *SHAPE).double()
+        negatives, centre = self.make(rows), torch.zeros(1, *SHAPE, dtype=torch.float64)
+        near = negatives.near(centre, radius=1.0)
+        places = list(zip(near.origin[0].tolist(), near.ids[0].tolist(), strict=True))
+        assert len(places) == 2 * D
+        assert places == sorted(places)
+        assert torch.equal(negatives.near(centre, k=5).ids, near.ids[:, :5])
+
     def test_moments_are_those_of_the_rows(self) -> None:
         for rows in (normal(40, *SHAPE), 1e4 + normal(3, *SHAPE), normal(1, *SHAPE)):
             told, flat = self.make(rows).moments(), self.rounded(rows).flatten(1)
@@ -248,9 +265,16 @@ class NegativesTests:
         with pytest.raises(OutOfRange, match=r"radius = .*give a distance >= 0"):
             self.make(normal(3, *SHAPE)).near(normal(2, *SHAPE), radius)
 
+    @pytest.mark.parametrize("noise", [-0.1, float("nan"), float("inf"), torch.tensor([1.0, -1.0])])
+    def test_noise_that_is_no_level_is_named(self, noise: float | Tensor) -> None:
+        with pytest.raises(OutOfRange, match=r"noise = .*finite and >= 0"):
+            self.make(normal(3, *SHAPE)).near(normal(2, *SHAPE), 1.0, noise=noise)
+
     def test_radii_must_fit_the_batch(self) -> None:
         with pytest.raises(ShapeMismatch, match=r"radius of shape \(2,\) for 3 samples"):
             self.make(normal(3, *SHAPE)).near(normal(3, *SHAPE), torch.ones(2))
+        with pytest.raises(ShapeMismatch, match=r"noise of shape \(2,\) for 3 samples"):
+            self.make(normal(3, *SHAPE)).near(normal(3, *SHAPE), 1.0, noise=torch.ones(2))
 
     def test_near_refuses_what_is_no_sample(self) -> None:
         negatives, x = self.make(normal(3, *SHAPE)), normal(2, *SHAPE)

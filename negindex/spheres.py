@@ -1,0 +1,171 @@
+"""Which rows of a large set can be near a sample: few are read in full, and no row that is near is left out.
+
+A row within R of a sample lies, as the kernel sees both, within R times what its projection lengthens at most. Reach
+is widened by all that rounding can do to the float32 vectors in memory.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from itertools import pairwise
+from math import inf, isinf, sqrt
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from negindex.clusters import Clusters
+from negindex.exact import BLOCK_ELEMENTS, Scan, measure
+from negindex.head import Stretches, apart
+from negindex.near import Near
+from negindex.negatives import Reach
+from negindex.projection import Space
+
+MISSED = 14.0  # -log of the probability that noise hides a row: 8.3e-7
+_LEADING = 8  # dimensions that tell most rows' distance from a sample to be too large
+_SAMPLE = 1 << 14  # rows that say which these are
+_HALF = 2.0**-24  # of the last place of a float32 number, relative to it
+_FAR = 1e15  # from which on squares come near to what float32 holds
+_WORTH = 4  # where one row in so many or more could be near a sample, a scan is the better way
+
+
+class Spheres(NamedTuple):
+    """Around each of K clusters a sphere that holds all its rows, live or not; and the rows in a few dimensions."""
+
+    centre: Tensor  # (K, d) float32
+    radius: Tensor  # (K,) float64, to the precision of float32
+    leading: Tensor  # (m,) int64, the dimensions in which rows vary most
+    rows: Tensor  # (N, m) float32, in these
+    lengths: Tensor  # (N,) float32, squared, of those
+
+    @classmethod
+    def around(cls, clusters: Clusters) -> Self:
+        """Cost: one pass over the rows as the kernel sees them. Memory: 36 bytes a row."""
+        centre, bounds, reduced = clusters.gaussians.mean, clusters.offsets.tolist(), clusters.reduced
+        radius = [
+            apart(one[None], reduced[a:b])[0].max().sqrt() if a < b else torch.zeros((), dtype=torch.float64)
+            for one, (a, b) in zip(centre, pairwise(bounds), strict=True)
+        ]
+        some = reduced[:: max(1, len(reduced) // _SAMPLE)]
+        varies = (some - some.mean(0)).square().mean(0).nan_to_num(0.0)
+        leading = varies.topk(min(_LEADING, len(varies))).indices.sort().values
+        rows = reduced[:, leading]
+        return cls(centre, torch.stack(radius), leading, rows, torch.einsum("nm,nm->n", rows, rows))
+
+
+class _Sample(NamedTuple):
+    """What is asked about, as the kernel sees it."""
+
+    point: Tensor  # (d,) float32, about the space's centre
+    length: float  # from the centre, in all dimensions
+    seen: float  # the same as the kernel sees it
+    asked: Reach  # about it alone
+
+
+def nearest(source: Scan, clusters: Clusters, spheres: Spheres, reach: Reach) -> Near:
+    """What a scan of ``source`` finds: rows that can be within reach are read in full and compared as it does.
+
+    Where only k limits, the k-th nearest of some rows that the kernel sees near the sample gives a radius. A sample
+    that too many rows can be near to is scanned. Cost: N m products a sample, and the rows read.
+    """
+    samples = _samples(clusters.space, reach)
+    if not samples:
+        return _read(source, clusters, torch.empty(0, dtype=torch.int64), reach)
+    found = [_candidates(source, clusters, spheres, sample) for sample in samples]
+    scanned = [b for b, numbers in enumerate(found) if numbers is None]
+    whole = source.nearest(reach.some(torch.tensor(scanned))) if scanned else None
+    parts = []
+    for sample, numbers in zip(samples, found, strict=True):
+        if numbers is not None:
+            parts.append(_read(source, clusters, numbers, sample.asked).to(reach.x.device))
+        elif whole is not None:
+            parts.append(whole.about(slice(0, 1)))
+            whole = whole.about(slice(1, None))
+    return Near.together(parts)
+
+
+def _samples(space: Space, reach: Reach) -> list[_Sample]:
+    """Those of the batch, one by one."""
+    from_centre = reach.x.flatten(1).to("cpu", torch.float64) - space.centre
+    points = space.kernel.reduce(from_centre)
+    lengths, seen = (vectors.norm(dim=1).tolist() for vectors in (from_centre, points))
+    return [_Sample(points[b].float(), lengths[b], seen[b], reach.some(torch.tensor([b]))) for b in range(len(points))]
+
+
+def _candidates(source: Scan, clusters: Clusters, spheres: Spheres, sample: _Sample) -> Tensor | None:
+    """The numbers of live rows that can be within the sample's reach; None where a scan is the better way."""
+    radius, noise = float(sample.asked.radius), min(float(sample.asked.noise), _FAR)
+    if isinf(radius) and sample.length < _FAR:
+        radius, noise = _kth(source, clusters, spheres, sample), 0.0
+    if not sample.length + radius < _FAR:
+        return None
+    limit = _limit(clusters.space, sample, radius, noise)
+    if not limit < _FAR:
+        return None
+    numbers = _within(clusters, spheres, sample, limit)
+    return numbers if _WORTH * len(numbers) < len(clusters) else None
+
+
+def _limit(space: Space, sample: _Sample, radius: float, noise: float) -> float:
+    """How far the vector in memory of a row within the radius can be from the sample's.
+
+    Rounding: such a row is at most length + radius from the centre; sums of D float32 products are off by D half places
+    of the sum of their absolute values at most (Higham 2002, 3.5).
+    Noise: in the D - d dimensions or more that the kernel does not see, white noise of deviation s leaves any
+    two images s² (n - 2 sqrt(n t)) apart, n = D - d, but with probability e^-t (Laurent and Massart 2000, Lemma 1;
+    what else parts them there adds to it). So much less of radius² can lie in the dimensions that it sees.
+    """
+    (stretch, grain), dimensions = space.stretch, len(space.centre)
+    unseen = dimensions - space.width
+    hidden = noise**2 * max(0.0, unseen - 2 * sqrt(unseen * MISSED))
+    places = _HALF * (8 if space.lift is None else dimensions + 8)
+    coarse = grain * places / (1 - places) if places < 0.5 else inf
+    inside = stretch * sqrt(max(0.0, radius**2 - hidden))
+    rounding = coarse * (sample.length + radius) + 4 * _HALF * (grain * float(space.centre.norm()) + sample.seen)
+    return inside * (1 + 1e-9) + rounding + 1e-15
+
+
+def _within(clusters: Clusters, spheres: Spheres, sample: _Sample, limit: float) -> Tensor:
+    """The numbers of live rows whose vectors are no farther than the limit from the sample's, ascending.
+
+    Clusters go by the triangle inequality, rows by their leading dimensions, then by all. NaN is never too far.
+    """
+    point, loose = sample.point, _loose(len(sample.point))
+    far = apart(point[None], spheres.centre)[0].sqrt()
+    opened = (~(far * (1 - loose) > spheres.radius * (1 + loose) + limit)).nonzero()[:, 0]
+    if not len(opened):
+        return opened
+    stretches, lead = Stretches(clusters.offsets, opened), point[spheres.leading]
+    squared = stretches.of(spheres.lengths).sub_(stretches.products(spheres.rows, lead), alpha=2)
+    length = float(lead.double().norm())
+    most = limit**2 - length**2 + 2 * _loose(len(lead)) * (2 * length + limit) ** 2
+    numbers = stretches.numbers[~(squared > most)]
+    if clusters.live is not None:
+        numbers = numbers[clusters.live[numbers]]
+    return numbers[~(apart(point[None], clusters.reduced[numbers])[0].sqrt() * (1 - loose) > limit)]
+
+
+def _loose(terms: int) -> float:
+    """What float32 can take from a distance or a sum of so many products, relative to it, twice over."""
+    return 2 * (terms + 8) * _HALF
+
+
+def _kth(source: Scan, clusters: Clusters, spheres: Spheres, sample: _Sample) -> float:
+    """A distance within which there are k rows; inf where there are not so many."""
+    k = sample.asked.k
+    if k is None or k > len(clusters):
+        return inf
+    order = apart(sample.point[None], spheres.centre)[0].argsort()
+    enough = int((clusters.counts[order].cumsum(0) < k).sum()) + 1
+    numbers = Stretches(clusters.offsets, order[:enough].sort().values).numbers
+    if clusters.live is not None:
+        numbers = numbers[clusters.live[numbers]]
+    some = apart(sample.point[None], clusters.reduced[numbers])[0].topk(k, largest=False).indices
+    return float(_read(source, clusters, numbers[some], sample.asked).distances[0, -1])
+
+
+def _read(source: Scan, clusters: Clusters, numbers: Tensor, reach: Reach) -> Near:
+    """Of some rows (n,), those within reach."""
+    origins, at_once = source.origins, max(1, BLOCK_ELEMENTS // len(clusters.space.centre))
+    blocks = (source.take(clusters.places[some]) for some in numbers.split(at_once))
+    return reduce(reach.merge, (measure(block, reach, source.shape, origins) for block in blocks))
