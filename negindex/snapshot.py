@@ -20,7 +20,7 @@ from negindex.errors import Damaged, Erased, NotAllowed
 from negindex.exact import Block, Scan, check_places
 from negindex.index import Index, is_small
 from negindex.kernel import LITERAL, Kernel
-from negindex.mixture import Mixture
+from negindex.mixture import READ_ROWS, Mixture
 from negindex.moments import Moments
 from negindex.negatives import Query
 from negindex.partial import Origin, Partial
@@ -43,7 +43,7 @@ class Snapshot(Scan):
     """The rows in force at ``version``. It never changes and never follows; ``len`` is its rows in force.
 
     Where the set was calibrated, a large one is asked by a mixture, in milliseconds and with a stated error, when the
-    calibrated kernel is; every other kernel is answered by a scan.
+    calibrated kernel is; the literal one is answered by the same index, and every other one by a scan.
     """
 
     def __init__(
@@ -94,15 +94,26 @@ class Snapshot(Scan):
         return LITERAL if calibration is None else calibration.kernel
 
     def answer(self, query: Query) -> Partial:
-        split = None
-        if self._record is not None and self._record.kernel == query.kernel.fingerprint and not is_small(self):
-            split = self.split(query.kernel)
+        split = self._split_for(query.kernel)
         if split is None:
             return super().answer(query)
         error = None if query.error is None else query.error / split.scale
         told = split.mixture.answer(replace(query, error=error))
         told = replace(told, error=told.error * split.scale)
         return query.merge(told, split.rest.answer(query)) if len(split.rest) else told
+
+    def _split_for(self, kernel: Kernel) -> Split | None:
+        """None where the rows are scanned."""
+        if self._record is None or is_small(self):
+            return None
+        if self._record.kernel == kernel.fingerprint:
+            return self.split(kernel)
+        if kernel != LITERAL or len(self) < READ_ROWS:
+            return None
+        with suppress(Damaged):  # without its calibration the set is scanned for other kernels
+            split = self.split(self.default_kernel)
+            return split if split is not None and split.mixture.models(kernel) else None
+        return None
 
     def split(self, kernel: Kernel) -> Split | None:
         """How the calibrated kernel is answered; made when it is first asked. None where a scan is the better way.
