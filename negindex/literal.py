@@ -21,7 +21,7 @@ from negindex.exact import BLOCK_ELEMENTS, Scan
 from negindex.head import Stretches, squared
 from negindex.kernel import squared_distances
 from negindex.partial import NEG_INF
-from negindex.trust import ROUNDING, SURE
+from negindex.trust import SURE
 from negindex.unread import Unread, shares, stated
 
 USUAL_ERROR = 0.02  # of the rms radius: where no error is asked for, reading ends there
@@ -32,6 +32,7 @@ _SINGLE = 1 << 15  # rows that could weigh most are looked at one by one, the ot
 _EXACT = 64  # clusters whose mean beyond the projection counts in full
 _SETTLED = 256  # heaviest rows that are subtracted in float64
 _CACHED = 1 << 18  # numbers
+_ROUNDING = 1e-5  # of the rms radius: rows are summed in float32
 _NARROW = 1e-9  # a deviation is never taken for less
 
 
@@ -255,7 +256,7 @@ class _Rest(NamedTuple):
             whole = exp(of_rows - log_norm) + float(share.sum())
             log_norm += log(whole)
         share, light = (torch.zeros_like(log_weight).index_copy_(0, matter, part / whole) for part in (share, light))
-        error = SURE * stated(over.some(matter)) / max(clusters.rms, 1e-300) + ROUNDING
+        error = SURE * stated(over.some(matter)) / max(clusters.rms, 1e-300) + _ROUNDING
         lights = (light[:many], light[many:])
         return cls(log_norm, exp(of_rows - log_norm), share[:many], share[many:], lights, error)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 _LIGHT = -40.0  # log share that no item reaches which is left out
 _WIDE = 7.0  # how many deviations above its log-weight an item might lie
-_RARE = 0.02  # probability of what a stated error leaves out of account
+_RARE = 0.01  # probability of what a stated error leaves out of account
 _TIMES = 2.0  # root mean squares: what 95 of 100 keep to
 _LIMITS = (0.0, -1.5, -3.0, -4.5, -6.0)  # log shares up to which a row's weight is no rare event
 
@@ -67,11 +67,12 @@ def stated(unread: Unread) -> float:
 
 def _above(unread: Unread, limit: float) -> Tensor:
     """(n,) the probability that X, one row's log share, is more than the limit."""
-    return torch.special.ndtr((unread.log_share - limit) / unread.deviation)
+    found: Tensor = torch.special.ndtr((unread.log_share - limit) / unread.deviation)
+    return found
 
 
 def _below(unread: Unread, limit: float, power: int) -> Tensor:
     """(n,) the expected sum of e^(power X) over rows with X below the limit."""
     mean, wide = unread.log_share, unread.deviation
-    inside = torch.special.log_ndtr((limit - mean) / wide - power * wide)
+    inside: Tensor = torch.special.log_ndtr((limit - mean) / wide - power * wide)
     return unread.many * (power * mean + 0.5 * (power * wide).square() + inside).exp()

@@ -210,11 +210,13 @@ def _looked_at(ask: Asking, x: Tensor, s: float, mixture: Mixture) -> dict[str, 
     from negindex.negatives import Query
     from negindex.noise import NoiseLevel
 
+    every = {"weighed": len(mixture), "opened": len(mixture.clusters.counts)}
+    if not mixture.models(ask.kernel):
+        return {**every, "read": len(mixture)}
+    query = Query(x, NoiseLevel(1.0, s).expand(len(x)), ask.kernel, ask.k, ask.error)
     if ask.kernel != mixture.kernel:
-        return {"weighed": len(mixture), "opened": len(mixture.clusters.counts), "read": len(mixture)}
-    heads = [
-        head for head, _ in mixture.heads(Query(x, NoiseLevel(1.0, s).expand(len(x)), ask.kernel, ask.k, ask.error))
-    ]
+        return {**every, "read": sum(one.read for one in mixture.readings(query)) / len(x)}
+    heads = [head for head, _ in mixture.heads(query)]
     weighed = sum(int(mixture.clusters.counts[head.opened].sum()) for head in heads)
     opened, read = (sum(map(len, part)) for part in zip(*((h.opened, h.reading.rows) for h in heads), strict=True))
     return {"weighed": weighed / len(x), "opened": opened / len(x), "read": read / len(x)}
