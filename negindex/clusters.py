@@ -19,6 +19,7 @@ from negindex.projection import Space, principal_directions
 
 _ROWS_A_CLUSTER, _CLUSTERS = 64, 2048
 _LEADING = 32
+_OF_ROWS = ("ids", "places", "reduced", "lengths", "beyond", "sketch")
 
 
 class Whole(NamedTuple):
@@ -38,7 +39,7 @@ class Whole(NamedTuple):
 class Clusters:
     """N rows sorted by cluster: ids, places in their source, reduced vectors and sketches; moments of K clusters.
 
-    Immutable; tensors alone, so that they can be saved as they are. Memory: 4 N (d + m) + 20 N + 12 K D bytes.
+    Immutable; tensors alone, so that they can be saved as they are. Memory: 4 N (d + m) + 24 N + 12 K D bytes.
     """
 
     space: Space
@@ -46,6 +47,7 @@ class Clusters:
     places: Tensor  # (N,) int64, for ``source.take``
     reduced: Tensor  # (N, d) float32, P (z - centre)
     lengths: Tensor  # (N,) float32, the squared length of each reduced row
+    beyond: Tensor  # (N,) float32, the squared length of what the kernel does not see of each row, about the centre
     sketch: Tensor  # (N, m) float32
     offsets: Tensor  # (K + 1,) int64: the rows of cluster c are offsets[c] : offsets[c + 1]
     gaussians: Gaussians
@@ -78,9 +80,9 @@ class Clusters:
         offsets = _offsets(cluster.bincount(minlength=count))
         reduced, sketch = reduced[order], sketch[order]
         whole = Whole.nothing(count, len(space.centre))
-        ids, start = [torch.empty(0, dtype=torch.int64)], 0
+        ids, squares, start = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=torch.float64)], 0
         for block in source.blocks(_at_once(source)):
-            _add(whole, block, cluster[start : start + len(block.ids)], space, 1)
+            squares.append(_add(whole, block, cluster[start : start + len(block.ids)], space, 1))
             ids.append(block.ids.cpu())
             start += len(block.ids)
         gaussians = Gaussians.fit(_slices(offsets, reduced, sketch))
@@ -93,6 +95,7 @@ class Clusters:
             places=order,
             reduced=reduced,
             lengths=lengths,
+            beyond=(torch.cat(squares)[order] - space.seen_length(reduced)).clamp_min(0).float(),
             sketch=sketch,
             offsets=offsets,
             gaussians=gaussians,
@@ -120,6 +123,14 @@ class Clusters:
     def lacking(self) -> Tensor:
         """(K, m) float64, sketch of what ``along`` lacks of ``outside``."""
         return self.gaussians.mark - (self.along @ (self.leading @ self.space.sketcher)).double()
+
+    @cached_property
+    def beyond_each(self) -> Tensor:
+        """(K,) float64, the mean of ``beyond`` over the live rows of each cluster."""
+        kept = slice(None) if self.live is None else self.live
+        total = torch.zeros(len(self.counts), dtype=torch.float64)
+        total.index_add_(0, self.of_rows()[kept], self.beyond[kept].double())
+        return total / self.counts.clamp_min(1)
 
     @cached_property
     def mean(self) -> Tensor:
@@ -174,7 +185,7 @@ class Clusters:
         """The same without the rows that are not live."""
         if self.live is None:
             return self
-        kept = {name: getattr(self, name)[self.live] for name in ("ids", "places", "reduced", "lengths", "sketch")}
+        kept = {name: getattr(self, name)[self.live] for name in _OF_ROWS}
         return replace(self, **kept, offsets=_offsets(self.counts), live=None)
 
     def first(self, count: int) -> Tensor:
@@ -197,12 +208,13 @@ def _offsets(counts: Tensor) -> Tensor:
     return torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
 
 
-def _add(whole: Whole, rows: Block, cluster: Tensor, space: Space, sign: int) -> None:
-    """Add rows of clusters (n,) to the sums, or take them off, in place."""
+def _add(whole: Whole, rows: Block, cluster: Tensor, space: Space, sign: int) -> Tensor:
+    """Add rows of clusters (n,) to the sums, or take them off, in place; returns their ||z - centre||², (n,)."""
     exact = rows.rows.to("cpu", torch.float64)
     whole.sums.index_add_(0, cluster, exact, alpha=sign)
     squares = (exact - space.centre.to(torch.float64)).square().sum(1)
     whole.squares.index_add_(0, cluster, squares, alpha=sign)
+    return squares
 
 
 def _slices(

@@ -182,27 +182,27 @@ def _weighed(clusters: Clusters, query: Tensor, variance: Tensor, opened: Tensor
     """Weigh the rows of the opened clusters, at least the ``heaviest`` of them in float64."""
     stretches = Stretches(clusters.offsets, opened)
     number = stretches.numbers
-    squared = _squared(clusters, query, variance, stretches)
+    distance = squared(clusters, query, variance, stretches)
     if clusters.live is not None:
-        squared.masked_fill_(~clusters.live[number], inf)
+        distance.masked_fill_(~clusters.live[number], inf)
     live = int(clusters.counts[opened].sum())
-    top = squared.topk(min(max(heaviest, _SUBTRACTED), live), largest=False).indices
-    log_weight = squared / (-2 * variance)
+    top = distance.topk(min(max(heaviest, _SUBTRACTED), live), largest=False).indices
+    log_weight = distance / (-2 * variance)
     log_weight[top] = squared_distances(query[None], clusters.reduced[number[top]].double())[0] / (-2 * variance)
     top = top[log_weight[top].argsort(descending=True, stable=True)]
     owner = torch.arange(len(opened)).repeat_interleave(clusters.offsets.diff()[opened])
     return Opened(opened, stretches, owner, number, log_weight, top)
 
 
-def _squared(clusters: Clusters, query: Tensor, variance: Tensor, stretches: Stretches) -> Tensor:
+def squared(clusters: Clusters, query: Tensor, variance: Tensor, stretches: Stretches) -> Tensor:
     """||query - z||² of the rows, (n,) float64 of float32 products: squares expanded where they do not cancel."""
     lengths = stretches.of(clusters.lengths)
     far = cancelling(lengths, query, variance).nonzero()[:, 0]
     if _FEW * len(far) > len(lengths):
         return stretches.squared(clusters.reduced, query.float())
-    squared = (lengths - 2 * stretches.products(clusters.reduced, query.float())).double()
-    squared.add_(query.square().sum()).clamp_min_(0)
-    return squared.index_copy_(0, far, apart(query[None], clusters.reduced[stretches.numbers[far]])[0])
+    found = (lengths - 2 * stretches.products(clusters.reduced, query.float())).double()
+    found.add_(query.square().sum()).clamp_min_(0)
+    return found.index_copy_(0, far, apart(query[None], clusters.reduced[stretches.numbers[far]])[0])
 
 
 def cancelling(lengths: Tensor, query: Tensor, variance: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from math import inf
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,7 +18,9 @@ from negindex.clusters import Clusters
 from negindex.exact import BLOCK_ELEMENTS, Scan
 from negindex.gaussians import Told
 from negindex.head import Effort, Head, weigh
-from negindex.kernel import Kernel
+from negindex.kernel import LITERAL, Kernel
+from negindex.literal import ASKED, USUAL_ERROR, Answer, Sample, usual_reading
+from negindex.literal import answer as read
 from negindex.moments import Moments
 from negindex.near import Near
 from negindex.negatives import Negatives, Query, Reach, row_elements
@@ -30,8 +32,11 @@ from negindex.trust import Trust
 
 USUAL = 1  # which of them answers where no error is asked for
 SCAN_ELEMENTS = 1 << 20  # a set of so few numbers is scanned: that takes about 10 ms
+READ_ROWS = 1 << 13  # a set of fewer is scanned by the literal kernel: it reads a thousand of them at least
 _CENTRE_ROWS = 1024
 _CACHED = 1 << 18  # numbers
+
+T = TypeVar("T")
 
 
 def usual_efforts(rows: int) -> tuple[Effort, ...]:
@@ -47,9 +52,11 @@ def efforts_about(weighed: int) -> tuple[Effort, ...]:
 class Mixture(Negatives):
     """``source`` seen through one kernel in milliseconds, however many rows it has, with a stated error.
 
-    Efforts are tried from the cheapest up until the stated error is the one asked for; where the last one falls
-    short of it and k sets no limit, the source is scanned. So it is for every other kernel and where the set is
-    small. An answer is a scan's or a mixture's, never a mix of both. Immutable; the rows stay in the source.
+    The literal kernel is answered by the same clusters and by many rows that are read in full, if the projection is
+    orthonormal, as calibrated ones are. Efforts are tried from the cheapest up until the stated error is the one
+    asked for; where the last one falls short of it and k sets no limit, the source is scanned. So it is for every
+    other kernel and where the set is small. An answer is a scan's or a mixture's, never a mix of both. Immutable; the
+    rows stay in the source.
     """
 
     def __init__(
@@ -110,7 +117,7 @@ class Mixture(Negatives):
         return self.clusters.space.kernel
 
     def answer(self, query: Query) -> Partial:
-        if query.kernel != self.kernel or self._is_small:
+        if not self.models(query.kernel) or self._is_small:
             return self.source.answer(query)
         asked = (query.level.alpha > 0).nonzero()[:, 0]
         if 0 < len(asked) == len(query.x_t):
@@ -122,6 +129,12 @@ class Mixture(Negatives):
         if len(missed) and query.k is None:
             told = _put(told, missed, self.source.answer(_some(query, missed)).to("cpu"))
         return told.to(query.x_t.device)
+
+    def models(self, kernel: Kernel) -> bool:
+        """Whether a kernel is answered without a scan."""
+        space = self.clusters.space
+        by_reading = kernel == LITERAL and space.lift is not None and space.is_orthonormal and len(self) >= READ_ROWS
+        return kernel == self.kernel or by_reading
 
     def nearest(self, reach: Reach) -> Near:
         if self._is_small:
@@ -173,6 +186,7 @@ class Mixture(Negatives):
         ids, log_weight = _filled(named, torch.zeros(len(named), dtype=torch.float64), query.named)
         nothing = torch.full((batch,), NEG_INF, dtype=torch.float64)
         return self._partial(
+            query.kernel,
             log_norm=torch.full_like(nothing, len(self)).log(),
             mean=self.clusters.mean.repeat(batch, 1),
             log_tail=nothing,
@@ -184,9 +198,12 @@ class Mixture(Negatives):
 
     def _modelled(self, query: Query) -> Partial:
         """Head and tail of every sample; then the rows that they need, read once for all of them."""
+        if query.kernel != self.kernel:
+            return self._read(query)
         heads, errors = zip(*self.heads(query), strict=True)
         named = [_filled(self.clusters.ids[head.named], head.log_weight, query.named) for head in heads]
         return self._partial(
+            query.kernel,
             log_norm=torch.stack([head.log_norm for head in heads]),
             mean=self._mean(heads),
             log_tail=torch.stack([head.log_tail for head in heads]),
@@ -204,11 +221,34 @@ class Mixture(Negatives):
         def head(b: int) -> tuple[Head, float]:
             return self._head(query, points[b], variance[b], told.about(b), s[b])
 
-        workers = min(len(s), torch.get_num_threads())
-        if workers == 1:
-            return [head(b) for b in range(len(s))]
-        with ThreadPoolExecutor(workers) as threads:  # made and gone within the call: nothing for a fork to break
-            return list(threads.map(head, range(len(s))))
+        return _each(head, len(s))
+
+    def readings(self, query: Query) -> list[Answer]:
+        """Of each sample, what the literal kernel says; rows are read for each alone."""
+        y, points, variance = query.y.cpu(), self.clusters.space.place(query.y), query.kernel.variance(query.level)
+        most = query.k or usual_reading(len(self)) * (1 if query.error is None else ASKED)
+        error = USUAL_ERROR if query.error is None else query.error
+
+        def one(b: int) -> Answer:
+            sample = Sample.of(self.clusters, y[b], points[b], variance[b])
+            return read(self.clusters, self.source, sample, most, error, query.named)
+
+        return _each(one, len(y))
+
+    def _read(self, query: Query) -> Partial:
+        """The literal kernel's answer."""
+        answers = self.readings(query)
+        named = [_filled(self.clusters.ids[one.named], one.log_weight, query.named) for one in answers]
+        return self._partial(
+            query.kernel,
+            log_norm=torch.stack([one.log_norm for one in answers]),
+            mean=torch.stack([one.mean for one in answers]),
+            log_tail=torch.full((len(answers),), NEG_INF, dtype=torch.float64),
+            log_unread=torch.stack([one.log_unread for one in answers]),
+            error=torch.tensor([one.error for one in answers], dtype=torch.float64),
+            ids=torch.stack([ids for ids, _ in named]),
+            log_weight=torch.stack([log_weight for _, log_weight in named]),
+        )
 
     def _head(self, query: Query, point: Tensor, variance: Tensor, told: Told, s: float) -> tuple[Head, float]:
         """Of the efforts, the cheapest that reaches the error asked for, or the last; and its stated error."""
@@ -241,6 +281,7 @@ class Mixture(Negatives):
 
     def _partial(
         self,
+        kernel: Kernel,
         log_norm: Tensor,
         mean: Tensor,
         log_tail: Tensor,
@@ -257,9 +298,18 @@ class Mixture(Negatives):
             error=error,
             heaviest=Heaviest(torch.zeros_like(ids), ids, log_weight),
             count=len(self),
-            kernel=self.kernel,
+            kernel=kernel,
             origins=self.origins,
         )
+
+
+def _each(one: Callable[[int], T], count: int) -> list[T]:
+    """Of 0 to count - 1, by as many threads as torch has; they end with the call: nothing for a fork to break."""
+    workers = min(count, torch.get_num_threads())
+    if workers == 1:
+        return [one(b) for b in range(count)]
+    with ThreadPoolExecutor(workers) as threads:
+        return list(threads.map(one, range(count)))
 
 
 def _add_weighted(total: Tensor, weight: Tensor, rows: Tensor, centre: Tensor) -> None:

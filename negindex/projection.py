@@ -14,6 +14,7 @@ from negindex.kernel import Kernel
 
 SKETCH = 64  # numbers that stand for a row's outside part: its squared length is then known to 18 %
 _SWEEPS = 3  # of subspace iteration
+_ORTHONORMAL = 1e-6  # how far products of directions may be from those of orthonormal ones
 _SPARE = 16  # directions found beyond those asked for, so that the last ones asked for are good
 
 
@@ -105,6 +106,21 @@ class Space:
         """Points (B, d) of the kernel's space in all dimensions, about the centre: (B, D) float32."""
         inside = inside.to(torch.float32)
         return inside if self.lift is None else inside @ self.lift.T
+
+    @cached_property
+    def is_orthonormal(self) -> bool:
+        """Whether the kernel's projection keeps lengths: distances inside and outside add up to the literal ones."""
+        inside = self.kernel.projection
+        if inside is None:
+            return True
+        return bool(((inside @ inside.T) - torch.eye(len(inside), dtype=torch.float64)).abs().max() < _ORTHONORMAL)
+
+    def seen_length(self, inside: Tensor) -> Tensor:
+        """The squared lengths in all dimensions of points (n, d) of the kernel's space, (n,) float64."""
+        if self.lift is None or self.is_orthonormal:
+            return torch.einsum("nd,nd->n", inside, inside).double()
+        lift = self.lift.double()
+        return torch.einsum("nd,nd->n", inside @ (lift.T @ lift).float(), inside).double()
 
     def outside(self, apart: Tensor) -> Tensor:
         """What the kernel does not see of vectors (B, D) about the centre: (B, D) of their own dtype."""

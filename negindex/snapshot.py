@@ -20,7 +20,7 @@ from negindex.errors import Damaged, Erased, NotAllowed
 from negindex.exact import Block, Scan, check_places
 from negindex.index import Index, is_small
 from negindex.kernel import LITERAL, Kernel
-from negindex.mixture import Mixture
+from negindex.mixture import READ_ROWS, Mixture
 from negindex.moments import Moments
 from negindex.near import Near
 from negindex.negatives import Query, Reach
@@ -45,7 +45,7 @@ class Snapshot(Scan):
     """The rows in force at ``version``. It never changes and never follows; ``len`` is its rows in force.
 
     Where the set was calibrated, a large one is asked by a mixture, in milliseconds and with a stated error, when the
-    calibrated kernel is; every other kernel is answered by a scan.
+    calibrated kernel is; the literal one is answered by the same index, and every other one by a scan.
     """
 
     def __init__(
@@ -96,9 +96,7 @@ class Snapshot(Scan):
         return LITERAL if calibration is None else calibration.kernel
 
     def answer(self, query: Query) -> Partial:
-        split = None
-        if self._record is not None and self._record.kernel == query.kernel.fingerprint and not is_small(self):
-            split = self.split(query.kernel)
+        split = self._split_for(query.kernel)
         if split is None:
             return super().answer(query)
         error = None if query.error is None else query.error / split.scale
@@ -128,6 +126,19 @@ class Snapshot(Scan):
             index = None if self._was_split else self._derived.index(kernel)  # held here, so that it is read once
             if self._was_split or index is not None:
                 return self.split(kernel)
+        return None
+
+    def _split_for(self, kernel: Kernel) -> Split | None:
+        """None where the rows are scanned."""
+        if self._record is None or is_small(self):
+            return None
+        if self._record.kernel == kernel.fingerprint:
+            return self.split(kernel)
+        if kernel != LITERAL or len(self) < READ_ROWS:
+            return None
+        with suppress(Damaged):  # without its calibration the set is scanned for other kernels
+            split = self.split(self.default_kernel)
+            return split if split is not None and split.mixture.models(kernel) else None
         return None
 
     def split(self, kernel: Kernel) -> Split | None:

@@ -15,7 +15,7 @@ CORE, SAMPLER = (Path(p.__file__).parent for p in (negindex, negindex.sampler))
 EVALUATION = SAMPLER / "evaluation"
 LAYERS = [  # lowest first; a module may import from lower layers and, within the store, from its left
     ["errors", "checks", "text", "offline"],
-    ["noise", "kmeans", "gaussians", "disk", "merkle", "clocks", "tables", "hamming", "geometry"],
+    ["noise", "kmeans", "unread", "gaussians", "disk", "merkle", "clocks", "tables", "hamming", "geometry"],
     ["states"],
     ["keys", "claim_rules", "log", "tensors"],
     ["regimes", "checkpoint", "schema", "kernel", "segment", "incoming"],
@@ -26,6 +26,7 @@ LAYERS = [  # lowest first; a module may import from lower layers and, within th
     ["held_out", "clusters"],
     ["calibration", "head"],
     ["trust", "spheres"],
+    ["literal"],
     ["mixture"],
     ["index"],
     ["derived"],

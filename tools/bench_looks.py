@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from negindex.head import Head
     from negindex.kernel import Kernel
     from negindex.mixture import Mixture
+    from negindex.negatives import Query
     from negindex.tools.bench_plan import Engine, Plan
     from negindex.tools.bench_sets import Say
     from negindex.tools.bench_times import Asking
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
 
 def looked_at(ask: Asking, x: Tensor, s: float, mixture: Mixture) -> dict[str, float]:
     """Means over samples (B, *S): rows weighed, clusters opened, rows read."""
+    every = {"weighed": len(mixture), "opened": len(mixture.clusters.counts)}
+    if not mixture.models(ask.kernel):
+        return {**every, "read": len(mixture)}
     if ask.kernel != mixture.kernel:
-        return {"weighed": len(mixture), "opened": len(mixture.clusters.counts), "read": len(mixture)}
+        return {**every, "read": sum(one.read for one in mixture.readings(_query(ask, x, s))) / len(x)}
     heads = _heads(ask, x, s, mixture)
     weighed = sum(int(mixture.clusters.counts[head.opened].sum()) for head in heads)
     opened, read = (sum(map(len, part)) for part in zip(*((h.opened, h.reading.rows) for h in heads), strict=True))
@@ -68,8 +72,11 @@ def _read(ask: Asking, x: Tensor, s: float, mixture: Mixture) -> set[int]:
 
 def _heads(ask: Asking, x: Tensor, s: float, mixture: Mixture) -> list[Head]:
     """What memory says of samples (B, *S)."""
+    return [head for head, _ in mixture.heads(_query(ask, x, s))]
+
+
+def _query(ask: Asking, x: Tensor, s: float) -> Query:
     from negindex.negatives import Query
     from negindex.noise import NoiseLevel
 
-    asked = Query(x, NoiseLevel(1.0, s).expand(len(x)), ask.kernel, ask.k, ask.error)
-    return [head for head, _ in mixture.heads(asked)]
+    return Query(x, NoiseLevel(1.0, s).expand(len(x)), ask.kernel, ask.k, ask.error)

@@ -39,7 +39,7 @@ Example:
     multiple=True,
     default=[CALIBRATED],
     show_default=True,
-    help="Whose answers; every row is read for the literal one.",
+    help="Whose answers; give it twice for both.",
 )
 @click.option("--k", type=click.IntRange(1), help="Rows to read in full, at most.")
 @click.option("--error", type=click.FloatRange(0, min_open=True), help="Stated error to reach.")
