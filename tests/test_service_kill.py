@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import threading
 import time
 
@@ -15,6 +16,9 @@ from small_sets import SHAPE, rows
 
 from negindex import Collection, NoiseLevel, RemoteNegatives
 from negindex.service.access import create_key
+from negindex.service.run import Supervisor, listening
+from negindex.service.settings import Settings
+from negindex.service.state import Handed
 
 LEVEL = NoiseLevel(0.7, 0.7)
 X = torch.ones(2, *SHAPE)
@@ -73,12 +77,80 @@ class Claimant(threading.Thread):
             self.acknowledged[int(answer.headers["location"].rpartition("/")[2])] = digest
 
 
+class Stands:
+    """A process that is alive, or is not."""
+
+    def __init__(self, alive):
+        self.alive = alive
+
+    def is_alive(self):
+        return self.alive
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_connections_that_a_dead_worker_did_not_take_go_to_the_others(tmp_path, workers):
+    settings = Settings(root=tmp_path, port=0, workers=workers)
+    sockets = listening(settings)
+    where = sockets[0].getsockname()
+    living = {f"worker-{i}": Stands(i != 0) for i in range(workers)}
+    watches = Supervisor(settings, True, sockets, None, Handed(), living)
+    waiting = [socket.create_connection(where) for _ in range(40)]  # nobody has taken one yet
+    watches._pass_on("worker-0")
+    broken = [one for one in waiting if is_broken(one)]
+    assert 0 < len(broken) < 40
+    later = [socket.create_connection(where) for _ in range(40)]
+    assert not any(map(is_broken, later))
+    assert sum(taken(one) for one in sockets[1:]) == 40 - len(broken) + 40
+    fresh = watches._sockets["worker-0"]
+    fresh.listen(64)  # the new worker is up
+    later += [socket.create_connection(where) for _ in range(40)]
+    assert 0 < taken(fresh) < 40
+    for one in (*waiting, *later, *watches._sockets.values()):
+        one.close()
+
+
+def test_where_nobody_else_serves_connections_wait(tmp_path):
+    settings = Settings(root=tmp_path, port=0, workers=2)
+    sockets = listening(settings)
+    watches = Supervisor(
+        settings, True, sockets, None, Handed(), dict.fromkeys(["worker-0", "worker-1"], Stands(False))
+    )
+    waiting = [socket.create_connection(sockets[0].getsockname()) for _ in range(20)]
+    watches._pass_on("worker-0")
+    assert not any(map(is_broken, waiting))
+    for one in (*waiting, *sockets):
+        one.close()
+
+
+def is_broken(one):
+    """Whether the other side broke the connection."""
+    one.settimeout(0.05)
+    try:
+        return one.recv(1) == b""
+    except TimeoutError:
+        return False
+    except ConnectionResetError:
+        return True
+
+
+def taken(one):
+    """How many connections wait at a listening socket; they are taken and closed."""
+    one.settimeout(0.1)
+    count = 0
+    try:
+        while True:
+            one.accept()[0].close()
+            count += 1
+    except TimeoutError:
+        return count
+
+
 def started(service):
     return [json.loads(line)["process"] for line in list(service.lines) if '"event": "started"' in line]
 
 
 def until(condition):
-    end = time.monotonic() + 200
+    end = time.monotonic() + 250
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.05)
