@@ -39,7 +39,7 @@ from negindex.states import Note, Outstanding
 from negindex.store import CATALOGUE, MARK, NEW, SEGMENTS, Store, backup_mark
 from negindex.text import is_unicode
 
-__all__ = ["Backup", "Kept", "forget", "kept", "make", "restore"]
+__all__ = ["THERE", "UNFINISHED", "Backup", "Kept", "forget", "kept", "make", "remove", "restore"]
 THERE, UNFINISHED = "there", "never finished"
 _PIECE = 1 << 20
 
@@ -307,6 +307,39 @@ def forget(store: Store, path: Path, *, by: str, reason: str) -> int:
             for backup in found:
                 change.no_backup(backup.id, backup.path)
     return change.version
+
+
+def remove(store: Store, path: Path) -> None:
+    """Delete a backup, and with it what it owes; see ``Collection.remove_backup``.
+
+    Write order: the record names it as never finished; it is renamed aside; its bytes go; its entry goes. A crash
+    leaves it whole, or swept at the next writer's open, or named as never finished until it is removed again.
+    """
+    wanted, aside = path.absolute(), Path(str(path.absolute()) + NEW)
+    found = next((one for one in store.catalogue.backups() if one.path == str(wanted)), None)
+    if found is None:
+        raise NotThere(f"no backup at {wanted} is on record; `negindex backup {store.path} --list` shows those")
+    looks = _whereabouts(found, None)
+    if wanted.exists():
+        _set_aside(store, found, aside)
+    elif not aside.is_dir() and looks != UNFINISHED:
+        raise NotThere(f"{wanted} is {looks}; bring it back, or say that it is gone (`negindex backup --gone`)")
+    if aside.is_dir():
+        with writer_lock(aside, wait=0):
+            shutil.rmtree(aside)
+    with store.catalogue.upkeep() as change:
+        change.no_backup(found.id, found.path)
+
+
+def _set_aside(store: Store, backup: Backup, aside: Path) -> None:
+    path = Path(backup.path)
+    if backup_mark(path).get("backup") != backup.id:
+        raise NotAllowed(f"{path} is not the backup that was made there; move it, and put that backup back")
+    with writer_lock(path, wait=0):
+        with store.catalogue.upkeep() as change:
+            change.backed_up(*backup._replace(at=""))
+        store.disk.rename(path, aside)
+        store.disk.sync_directory(path.parent)
 
 
 # -- bringing back -------------------------------------------------------------------------

@@ -184,3 +184,15 @@ def span(length: timedelta) -> str:
     if days:
         return f"{days} d {hours} h"
     return f"{hours} h {minutes % 60} min" if hours else f"{minutes} min"
+
+
+def length(text: str) -> timedelta:
+    """A length of time in one unit, as people write it; raises InvalidInput.
+
+    >>> length("48h"), length("2d"), length("30min")
+    (datetime.timedelta(days=2), datetime.timedelta(days=2), datetime.timedelta(seconds=1800))
+    """
+    found = re.fullmatch(r"(\d{1,5})\s*(min|h|d)", text.strip())
+    if not found:
+        raise InvalidInput(f"{text!r} is no length of time; give minutes, hours or days, such as 30min, 48h or 2d")
+    return timedelta(**{{"min": "minutes", "h": "hours", "d": "days"}[found[2]]: int(found[1])})

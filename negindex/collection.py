@@ -386,6 +386,14 @@ class Collection(Following):
         """
         return backup.forget(self._store, Path(path), by=by, reason=reason)
 
+    def remove_backup(self, path: Path | str) -> None:
+        """Delete a backup that is on record, with what erasures owe it. No version changes by it.
+
+        Raises NotThere where none is on record at ``path`` or it cannot be reached, NotAllowed where something else
+        lies there, and Locked while an erasure is being taken out of it.
+        """
+        backup.remove(self._store, Path(path))
+
     @classmethod
     def restore(
         cls,

@@ -59,6 +59,11 @@ class VaeEncoder:
         return self.row(read_image(path), path.name)
 
     @property
+    def channels(self) -> int:
+        """Channels of the images that it takes."""
+        return self._pixels.channels
+
+    @property
     def device(self) -> str:
         """The kind of device that it computes on."""
         return str(self._vae.device.type)
@@ -138,28 +143,22 @@ def encoder_of(
 def parts_in(folder: Path | str) -> Any:
     """As much of a pipeline's folder as says what its samples are: the VAE in float32, or the model's config.
 
-    It goes in wherever ``space_of`` and ``encoder_of`` take a pipeline. Nothing is fetched, and no code in the
-    folder is run. Raises NotThere or Damaged.
+    A VAE's own folder will do, too. It goes in wherever ``space_of`` and ``encoder_of`` take a pipeline. Nothing is
+    fetched, and no code in the folder is run. Raises NotThere or Damaged.
     """
-    import diffusers
-
     from negindex.sampler.pipelines import read_index
 
+    if (alone := _class_alone(Path(folder))) is not None:
+        return SimpleNamespace(vae=_vae_in(Path(folder), alone, ""))
     index = read_index(folder)
     library, name = _named(index, "vae")
     if name is None:
         held = {part: True for part in ("vqvae", "movq", "vqgan") if _named(index, part)[1]}
         model = next((part for part in ("unet", "transformer") if _named(index, part)[1]), None)
         return SimpleNamespace(**held, unet=None if model is None else _config_in(Path(folder) / model))
-    if library != "diffusers" or name not in (*OF_IMAGES, *OF_FRAMES):
+    if library != "diffusers":
         raise InvalidInput(f"{folder} has a VAE of class {library}.{name}; {_KNOWN}")
-    try:
-        vae = getattr(diffusers, name).from_pretrained(
-            str(folder), subfolder="vae", local_files_only=True, use_safetensors=True, torch_dtype=torch.float32
-        )
-    except (OSError, ValueError) as error:
-        raise Damaged(f"{folder}/vae cannot be read ({error}); save the pipeline again") from error
-    return SimpleNamespace(vae=vae)
+    return SimpleNamespace(vae=_vae_in(Path(folder), name, "vae"))
 
 
 # -- inside ----------------------------------------------------------------------------------------
@@ -202,6 +201,29 @@ def _channels_out(pipe: Any) -> int:
         f"{type(pipe).__name__} has neither a unet nor a transformer, so its samples are unknown; "
         "make the encoder with PixelEncoder(height, width, channels)"
     )
+
+
+def _class_alone(folder: Path) -> str | None:
+    """The class of the VAE that a folder holds without a pipeline around it; None where it is no such folder."""
+    if (folder / "model_index.json").is_file() or not (folder / "config.json").is_file():
+        return None
+    try:
+        return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Damaged(f"{folder}/config.json cannot be read ({error!r}); save the VAE again") from error
+
+
+def _vae_in(folder: Path, name: str, part: str) -> Any:
+    import diffusers
+
+    if name not in (*OF_IMAGES, *OF_FRAMES):
+        raise InvalidInput(f"{folder} has a VAE of class {name}; {_KNOWN}")
+    try:
+        return getattr(diffusers, name).from_pretrained(
+            str(folder), subfolder=part or None, local_files_only=True, use_safetensors=True, torch_dtype=torch.float32
+        )
+    except (OSError, ValueError) as error:
+        raise Damaged(f"{folder / part} cannot be read ({error}); save it again") from error
 
 
 def _named(index: dict[str, Any], part: str) -> tuple[str | None, str | None]:

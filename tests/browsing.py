@@ -108,9 +108,10 @@ class Browser:
 
 
 @contextlib.contextmanager
-def browsers(root, base=HERE, **settings):
+def browsers(root, base=HERE, handed=None, **settings):
     """Gives a function that makes a browser, logged in where it is given a key."""
-    app = make_app(Settings(root=root, log_level="error", **{"strangers": 1e6, **settings}), False, ForPages())
+    told = Settings(root=root, log_level="error", **{"strangers": 1e6, **settings})
+    app = make_app(told, False, ForPages(), handed)
     with contextlib.ExitStack() as all_of_them:
         first = all_of_them.enter_context(TestClient(app, base_url=base, follow_redirects=False))
 

@@ -15,12 +15,14 @@ def bench(*words):
 
 
 def test_the_benchmark_of_the_service_names_its_machine_sizes_and_parts():
-    few = ("--asks", 5, "--samplers", 3, "--clients", 1, "--seconds", 0.5, "--workers", 1, "--changes", 2)
+    few = ("--asks", 5, "--samplers", 3, "--clients", 1, "--seconds", 2, "--workers", 2, "--changes", 2)
     said = bench("--rows", 3, *few)
-    assert re.match(r"measured on .*torch .*\n3 rows of 4 × 64 × 64, kernel literal, 1 workers\n", said)
-    for name in ("in the process", "over HTTP", "HTTP costs", "over HTTP, with claims", "seen by 1 of 1 workers"):
+    assert re.match(r"measured on .*torch .*\n3 rows of 4 × 64 × 64, kernel literal, 2 workers\n", said)
+    for name in ("in the process", "over HTTP", "HTTP costs", "over HTTP, with claims", r"seen by \d of 2 workers"):
         assert re.search(rf"^  {name} +-?\d", said, re.M), said
     assert re.search(r"HTTP answers \d+% of what the process does, \d+% while \d+ claims", said)
+    assert re.search(r"^one of 2 workers killed .*\n  over HTTP, with claims +\S+ +\S+ +\S+ +0 ", said, re.M), said
+    assert re.search(r"back after \S+ s; \d+ claims acknowledged, 0 of them lost, \d+ not answered", said), said
 
 
 @pytest.mark.long

@@ -42,6 +42,7 @@ LAYERS = [  # lowest first; a module may import from lower layers and, within th
     ["held", "asked", "logs", "settings"],
     ["access", "metrics", "limits"],
     ["answering", "batching", "alarms"],
+    ["scheduled", "encoding"],
     ["state", "janitor"],
     ["routes"],
     ["operations"],

@@ -33,7 +33,6 @@ def file(tmp_path):
 def test_flags_go_before_environment_before_file_before_defaults(monkeypatch, file):
     monkeypatch.setenv("NEGINDEX_PORT", "3")
     monkeypatch.setenv("NEGINDEX_WORKERS", "4")
-    monkeypatch.setenv("NEGINDEX_KEY", "is another command's")
     settings, origins = read_settings({"port": 5}, file)
     assert (settings.port, settings.workers, settings.rate, settings.host) == (5, 4, 7.0, "127.0.0.1")
     assert origins["port"] == "flag"

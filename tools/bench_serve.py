@@ -70,7 +70,8 @@ def serve(
 
     Latency: questions take turns, the one in the process and the one over HTTP. At once: samplers ask without a pause
     and pin anew every 20 questions; in the process they are threads of one. With claims: one is opened, accepted and
-    withdrawn each second meanwhile. Clients and service share this machine's processors. Torch has one thread.
+    withdrawn each second meanwhile. Killed: one of several workers gets SIGKILL in the midst of that, while claims are
+    opened on the pages too. Clients and service share this machine's processors. Torch has one thread.
     """
     import torch
 
@@ -83,6 +84,8 @@ def serve(
             _latency(made, url, asks)
             _together(made, url, samplers, clients, seconds)
             _seen(made, url, workers, changes, log)
+            if workers > 1:
+                _killed(made, url, samplers, clients, seconds, workers, log)
 
 
 def _latency(made: Collection, url: str, asks: int) -> None:
@@ -139,6 +142,30 @@ def _seen(made: Collection, url: str, workers: int, changes: int, log: Path) -> 
     click.echo(f"  {f'seen by {len(seen)} of {workers} workers':30}{told.middle:9.1f}{told.late:9.1f}")
 
 
+def _killed(made: Collection, url: str, samplers: int, clients: int, seconds: float, workers: int, log: Path) -> None:
+    """Kill a worker while samplers ask and claims are opened over HTTP."""
+    from negindex.service.access import create_key
+    from negindex.tools.bench_kill import Claimant, Victim
+
+    root = made.path.parent
+    sampler, curator = (create_key(root, [role])[0] for role in ("sampler", "curator"))
+    with ProcessPoolExecutor(clients, PROCESSES) as pool:
+        list(pool.map(_warm, range(clients)))
+        with Claimant(url, NAME, curator) as claimant, Victim(log, after=seconds / 4) as victim:
+            told = _remote(pool, url, samplers, clients, seconds, sampler)
+            back = victim.back(START)
+    spent, lost = Spent.of(told.seconds), claimant.lost(made)
+    click.echo(
+        f"{f'one of {workers} workers killed':32}{'p50':>9}{'p99':>9}{'answers/s':>11}{'errors':>8}{'longest':>10}"
+    )
+    figures = f"{spent.middle:9.1f}{spent.late:9.1f}{told.rate:11.1f}{told.errors:8}{1000 * max(told.seconds):10.1f}"
+    click.echo(f"  {'over HTTP, with claims':30}{figures}")
+    claims = (
+        f"{len(claimant.acknowledged)} claims acknowledged, {lost} of them lost, {claimant.unanswered} not answered"
+    )
+    click.echo(f"  the worker is back after {back:.1f} s; {claims}")
+
+
 # -- who asks ------------------------------------------------------------------------------
 
 
@@ -188,18 +215,20 @@ def _at_once(sets: Sequence[Negatives], seconds: float) -> Asked:
     return Asked(spent, len(errors), len(versions), time.perf_counter() - began)
 
 
-def _remote(pool: ProcessPoolExecutor, url: str, samplers: int, clients: int, seconds: float) -> Asked:
+def _remote(
+    pool: ProcessPoolExecutor, url: str, samplers: int, clients: int, seconds: float, key: str | None = None
+) -> Asked:
     shares = [samplers // clients + (i < samplers % clients) for i in range(clients)]
-    told = list(pool.map(_client, [url] * clients, shares, [seconds] * clients))
+    told = list(pool.map(_client, [url] * clients, shares, [seconds] * clients, [key] * clients))
     spent = [second for one in told for second in one.seconds]
     errors, lasted = sum(one.errors for one in told), max(one.lasted for one in told)
     return Asked(spent, errors, max(one.versions for one in told), lasted)
 
 
-def _client(url: str, samplers: int, seconds: float) -> Asked:
+def _client(url: str, samplers: int, seconds: float, key: str | None) -> Asked:
     from negindex import RemoteNegatives
 
-    remotes = [RemoteNegatives(url, NAME) for _ in range(samplers)]
+    remotes = [RemoteNegatives(url, NAME, key) for _ in range(samplers)]
     told = _at_once(remotes, seconds)
     for remote in remotes:
         remote.close()

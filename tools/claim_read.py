@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,8 +105,9 @@ def due(set_path: Path, within: str | None, check: bool, as_json: bool) -> None:
     Exit code 0; with --check 3 when somebody has to act: for a mail from cron, say.
     """
     from negindex import Collection
+    from negindex.clocks import length
 
-    limit, now = None if within is None else _length(within), datetime.now(UTC)
+    limit, now = None if within is None else length(within), datetime.now(UTC)
     found = Collection.open(set_path).claims.due(limit, now)
     if as_json:
         click.echo(json.dumps([_due_as_json(one, now) for one in found], ensure_ascii=False))
@@ -163,10 +163,3 @@ def _due_as_json(due: Due | None, now: datetime) -> dict[str, Any] | None:
 
 def _due_text(due: Due | None, now: datetime) -> str | None:
     return None if due is None else f"{due.clock.name}: {clock_line(due.clock, now)}"
-
-
-def _length(text: str) -> timedelta:
-    found = re.fullmatch(r"(\d{1,5})(h|d)", text.strip())
-    if not found:
-        raise click.BadParameter(f"{text!r}; give hours or days, such as 48h or 2d", param_hint="--within")
-    return timedelta(hours=int(found[1]) * (24 if found[2] == "d" else 1))

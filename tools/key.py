@@ -67,9 +67,16 @@ def show(file: Path, as_json: bool) -> None:
 
 def open_key(file: Path) -> Key:
     """The key in a file; a locked one's passphrase is asked for, or taken from the environment."""
-    from negindex.keys import Key, is_locked
+    from negindex.keys import Key
 
-    return Key.load(file, _passphrase(f"Passphrase of {file}") if is_locked(file) else None)
+    return Key.load(file, passphrase_of(file))
+
+
+def passphrase_of(file: Path) -> str | None:
+    """The passphrase of a locked key's file, asked for or from the environment; None where it has none."""
+    from negindex.keys import is_locked
+
+    return _passphrase(f"Passphrase of {file}") if is_locked(file) else None
 
 
 def _passphrase(asked: str, new: bool = False) -> str:

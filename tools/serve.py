@@ -10,6 +10,19 @@ import click
 
 from negindex.tools.common import errors_to_exit_codes
 
+
+class _Pair(click.ParamType):
+    """SET=FOLDER."""
+
+    name = "SET=FOLDER"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path]:
+        name, sign, folder = str(value).partition("=")
+        if not (name and sign and folder):
+            self.fail(f"{value!r}; give SET=FOLDER", param, ctx)
+        return name, Path(folder)
+
+
 _FLAGS = {  # flag: its type; names, defaults and help are those of ``negindex.service.settings.Settings``
     "host": str,
     "port": int,
@@ -28,6 +41,12 @@ _FLAGS = {  # flag: its type; names, defaults and help are those of ``negindex.s
     "strangers": float,
     "pins": int,
     "upkeep_seconds": float,
+    "key": click.Path(path_type=Path),
+    "encoder": _Pair(),
+    "uploads": int,
+    "backup_every": str,
+    "backup_to": click.Path(path_type=Path),
+    "backup_keep": int,
     "webhook": str,
     "log_level": str,
     "grace_seconds": int,
@@ -46,9 +65,10 @@ class _ServeCommand(click.Command):
         known = super().get_params(ctx)
         for name, kind in _FLAGS.items():
             field = Settings.model_fields[name]
-            default = "none" if field.default is None else field.default
+            many = isinstance(kind, _Pair)
+            default = "none" if field.default is None or many else field.default
             words = f"{field.description}  [env: {PREFIX}{name.upper()}; default: {default}]"
-            known.append(click.Option([f"--{name.replace('_', '-')}"], type=kind, help=words))
+            known.append(click.Option([f"--{name.replace('_', '-')}"], type=kind, help=words, multiple=many))
         return known
 
 
@@ -58,6 +78,8 @@ class _ServeCommand(click.Command):
 Examples:
   negindex serve sets/
   negindex serve sets/ --config service.toml --print-config
+  negindex serve sets/ --backup-every 24h --backup-to /mnt/backups --backup-keep 14
+  negindex serve sets/ --encoder faces.set=models/sd15 --key service.key
   negindex serve sets/ --host 0.0.0.0 --certificate chain.pem --certificate-key key.pem --workers 4
 """,
 )
@@ -75,11 +97,14 @@ def serve(file: Path | None, print_config: bool, **flags: Any) -> None:
     """
     from negindex.service.settings import read_settings, shown
 
+    pairs = dict(flags.pop("encoder"))
+    flags |= {"encoder": pairs or None}
     settings, origins = read_settings({name: value for name, value in flags.items() if value is not None}, file)
     if print_config:
         click.echo(json.dumps(shown(settings, origins), indent=2, ensure_ascii=False))
         return
     from negindex.sampler.for_pages import ForPages
     from negindex.service.run import run
+    from negindex.tools.key import passphrase_of
 
-    run(settings, ForPages())
+    run(settings, ForPages(), None if settings.key is None else passphrase_of(settings.key))

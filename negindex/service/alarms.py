@@ -1,4 +1,4 @@
-"""Deadlines of claims that are near or missed: told once each, to the log and to a webhook."""
+"""What somebody has to look at, claims' deadlines and backups that failed: told once each, to log and webhook."""
 
 from __future__ import annotations
 
@@ -33,9 +33,33 @@ class Alarm(NamedTuple):
     kind: str  # "near" or "missed"
 
     @property
+    def event(self) -> str:
+        """What it is about."""
+        return "claim-alarm"
+
+    @property
     def name(self) -> str:
         """The same for the same alarm."""
         return f"{self.set}/{self.claim}/{self.clock}/{self.due}/{self.kind}"
+
+
+class BackupAlarm(NamedTuple):
+    """A set's backups on schedule have failed since some time."""
+
+    set: str
+    error: str  # the class of the last failure, and the disk's own word for it, such as "OSError ENOSPC"
+    since: str  # ISO 8601, UTC, of the first failure in a row
+    last_good: str | None  # when the newest backup was made
+
+    @property
+    def event(self) -> str:
+        """What it is about."""
+        return "backup-alarm"
+
+    @property
+    def name(self) -> str:
+        """The same while they go on failing."""
+        return f"{self.set}/backup/{self.since}"
 
 
 def alarms(name: str, due: Iterable[Due], now: datetime) -> list[Alarm]:
@@ -59,7 +83,7 @@ class Bell:
         self._path, self._webhook = root / TOLD, webhook
         self._told = self._read()
 
-    def ring(self, found: Iterable[Alarm], sets: Iterable[str]) -> int:
+    def ring(self, found: Iterable[Alarm | BackupAlarm], sets: Iterable[str]) -> int:
         """Tell of what is new; returns how many that were. sets: those that were looked at, whose others are over."""
         standing = {alarm.name: alarm for alarm in found}
         looked_at = tuple(f"{name}/" for name in sets)
@@ -67,7 +91,7 @@ class Bell:
         new = [name for name in standing if name not in still]
         for name in new:
             alarm = standing[name]
-            log("claim-alarm", logging.WARNING, **alarm._asdict())
+            log(alarm.event, logging.WARNING, **alarm._asdict())
             if self._webhook is None or _posted(self._webhook, alarm):
                 still.add(name)
         if still != self._told:
@@ -97,13 +121,13 @@ class Bell:
         disk.rename(aside, self._path)
 
 
-def _posted(url: str, alarm: Alarm) -> bool:
+def _posted(url: str, alarm: Alarm | BackupAlarm) -> bool:
     """Whether the webhook took it: any status from 200 to 299. Redirects are not followed."""
     parts = urlsplit(url)
     target = parts._replace(scheme="", netloc="").geturl() or "/"
     try:
         with closing(_connection(parts)) as connection:
-            body = json.dumps({"event": "claim-alarm", **alarm._asdict()})
+            body = json.dumps({"event": alarm.event, **alarm._asdict()})
             connection.request("POST", target, body, {"Content-Type": "application/json"})
             status = connection.getresponse().status
     except (OSError, http.client.HTTPException) as error:

@@ -26,7 +26,7 @@ from negindex.service.pages import site
 from negindex.service.pages.images import Images
 from negindex.service.problems import MEDIA_TYPE, SAY_ALL, problem, status_of
 from negindex.service.settings import Settings
-from negindex.service.state import State
+from negindex.service.state import Handed, State
 
 ROUTERS = (routes.router, operations.router)
 _TITLE = "The request cannot be answered"
@@ -37,16 +37,18 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 
-def make_app(settings: Settings, keyless: bool = False, images: Images | None = None) -> FastAPI:
+def make_app(
+    settings: Settings, keyless: bool = False, images: Images | None = None, handed: Handed | None = None
+) -> FastAPI:
     """The application. keyless: whether anybody may ask, as long as the directory has no keys.
 
-    images: what decodes images for people; without it there are no pages.
+    images: what decodes images for people; without it there are no pages. handed: what stands in no file.
     """
     app = FastAPI(
         title="negindex", version=negindex.__version__, lifespan=_lifespan, docs_url=None, redoc_url=None,
         openapi_url=None,
     )  # fmt: skip
-    app.state.negindex = State(settings, keyless)
+    app.state.negindex = State(settings, keyless, handed)
     app.state.images = images
     for router in ROUTERS if images is None else (*ROUTERS, site.router):
         app.include_router(router)

@@ -1,12 +1,14 @@
-"""The one process that keeps the sets of a directory in order: compaction, what erasures owe, deadlines of claims."""
+"""The one process that keeps the sets of a directory in order: compaction, what erasures owe, deadlines, backups."""
 
 from __future__ import annotations
 
 import logging.config
 import os
 import signal
+import sys
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import closing
 from datetime import UTC, datetime
 
@@ -14,10 +16,11 @@ import torch
 
 from negindex.collection import Collection
 from negindex.errors import Locked, NegindexError
-from negindex.service.alarms import Alarm, Bell, alarms
+from negindex.service.alarms import Alarm, BackupAlarm, Bell, alarms
 from negindex.service.held import Sets
 from negindex.service.logs import log, log_config
 from negindex.service.metrics import Metrics
+from negindex.service.scheduled import Backups, Stoppable
 from negindex.service.settings import Settings
 
 
@@ -31,16 +34,37 @@ def work(settings: Settings, parent: int) -> None:
     metrics = Metrics()
     webhook = settings.webhook.get_secret_value() if settings.webhook else None
     bell = Bell(settings.root, webhook)
+    backups = Backups(settings, metrics, Stoppable(stop)) if settings.backup_every else None
+    beside = threading.Thread(target=_back_up, args=(backups, settings.upkeep_seconds, stop), daemon=True)
+    if backups is not None:
+        beside.start()
     due = time.monotonic()
     while not stop.wait(min(1.0, settings.upkeep_seconds)) and os.getppid() == parent:
+        if backups is not None:
+            backups.tell(datetime.now(UTC))
+            if not beside.is_alive():
+                sys.exit(1)  # and this process is started anew
         if time.monotonic() >= due:
-            go_round(settings, metrics, bell)
+            go_round(settings, metrics, bell, () if backups is None else backups.alarms())
             due = time.monotonic() + settings.upkeep_seconds
+    stop.set()
+    if backups is not None:
+        beside.join(settings.grace_seconds)  # beyond that it is cut off, as by a crash
 
 
-def go_round(settings: Settings, metrics: Metrics, bell: Bell) -> None:
-    """Look after every set once. A set that cannot be looked after is logged, and the others are."""
-    found: list[Alarm] = []
+def _back_up(backups: Backups, seconds: float, stop: threading.Event) -> None:
+    """In a thread of its own, since a backup may take longer than a clock may wait."""
+    try:
+        while not stop.is_set():
+            backups.go_round()
+            stop.wait(seconds)
+    except Exception as error:  # the thread ends, and the process after it
+        log("fault", logging.ERROR, error=type(error).__name__)
+
+
+def go_round(settings: Settings, metrics: Metrics, bell: Bell, more: Iterable[BackupAlarm] = ()) -> None:
+    """Look after every set once. A set that cannot be looked after is logged, and the others are. more: alarms."""
+    found: list[Alarm | BackupAlarm] = [*more]
     looked_at = []
     for name in Sets(settings.root, pins=1).names():
         try:

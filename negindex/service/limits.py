@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from http import HTTPStatus
 
 from fastapi import HTTPException, Request
 
+from negindex.errors import Unreachable
 from negindex.service import wire
 
 CALLERS = 10_000  # that are remembered at once
@@ -33,6 +36,32 @@ class Room:
 
     def __init__(self, most: int) -> None:
         self.most, self.taken = most, 0
+
+
+class Turns:
+    """One after the other, and at most so many that wait or are at it. For several threads."""
+
+    def __init__(self, most: int, tell: Callable[[int], None]) -> None:
+        """tell: hears how many they are."""
+        self._most, self._tell, self._taken = most, tell, 0
+        self._guard, self._turn = threading.Lock(), threading.Lock()
+
+    @contextmanager
+    def take(self) -> Iterator[None]:
+        """Inside, nobody else is at it. Raises Unreachable where too many wait."""
+        self._count(1)
+        try:
+            with self._turn:
+                yield
+        finally:
+            self._count(-1)
+
+    def _count(self, step: int) -> None:
+        with self._guard:
+            if step > 0 and self._taken >= self._most:
+                raise Unreachable(f"{self._taken} uploads wait already, at most {self._most}; try again in a while")
+            self._taken += step
+            self._tell(self._taken)
 
 
 async def read_body(

@@ -64,6 +64,21 @@ class Metrics:
             "negindex_claim_clocks", "Clocks that call for somebody: near, or missed.", ["set", "state"], registry=own,
             multiprocess_mode="livemax",
         )  # fmt: skip
+        self._backup_age = Gauge(
+            "negindex_backup_age_seconds", "Since the newest backup on schedule; +Inf without one.", ["set"],
+            registry=own, multiprocess_mode="livemax",
+        )  # fmt: skip
+        self._backup_failures = Counter(
+            "negindex_backup_failures", "Backups on schedule that failed.", ["set"], registry=own
+        )
+
+        self._uploads = Gauge(
+            "negindex_encoder_queue", "Uploads that wait to be decoded and encoded, or are.", registry=own,
+            multiprocess_mode="livesum",
+        )  # fmt: skip
+        self._encoded = Histogram(
+            "negindex_encoder_seconds", "From pixels to a row of latents.", registry=own, buckets=_SECONDS
+        )
 
     def knows(self, name: str, version: Version, now: datetime) -> None:
         """A set that this process serves, and its newest version."""
@@ -89,6 +104,23 @@ class Metrics:
         """Clocks of a set's claims."""
         self._due.labels(name, "near").set(near)
         self._due.labels(name, "missed").set(missed)
+
+    def backups(self, name: str, age: float) -> None:
+        """Seconds since a set's newest backup on schedule."""
+        self._backup_failures.labels(name).inc(0)
+        self._backup_age.labels(name).set(age)
+
+    def backup_failed(self, name: str) -> None:
+        """A backup that was due, and is not there."""
+        self._backup_failures.labels(name).inc()
+
+    def uploads(self, waiting: int) -> None:
+        """Uploads that this process has taken and not done with."""
+        self._uploads.set(waiting)
+
+    def encoded(self, seconds: float) -> None:
+        """An image that became a row of latents."""
+        self._encoded.observe(seconds)
 
     def answered(
         self,

@@ -6,6 +6,7 @@ import functools
 import logging.config
 import multiprocessing
 import os
+import secrets
 import signal
 import socket
 import ssl
@@ -13,8 +14,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from multiprocessing.context import SpawnProcess
 
 import torch
@@ -24,13 +25,15 @@ from prometheus_client.multiprocess import mark_process_dead
 from uvicorn.config import STARTUP_FAILURE
 
 from negindex.errors import InvalidInput, NotThere
-from negindex.service import janitor
+from negindex.service import encoding, janitor
 from negindex.service.access import load_keys
 from negindex.service.app import make_app
+from negindex.service.encoding import Channel
 from negindex.service.logs import log, log_config
 from negindex.service.metrics import SHARED
 from negindex.service.pages.images import Images
-from negindex.service.settings import Settings, check_exposure
+from negindex.service.settings import Settings, check_backups, check_exposure
+from negindex.service.state import Handed, signing_key
 
 BACKLOG = 2048  # connections that wait
 KEEP_ALIVE = 75  # seconds that a connection may be idle
@@ -38,28 +41,36 @@ LOOK_EVERY = 0.2  # seconds between looks at the processes
 END_WITHIN = 5.0  # seconds beyond the grace after which a process is killed
 
 
-def run(settings: Settings, images: Images | None = None) -> None:
+def run(settings: Settings, images: Images | None = None, passphrase: str | None = None) -> None:
     """Serve until SIGTERM or SIGINT; answers under way are finished first. SIGHUP replaces workers one by one.
 
     images: what decodes images for the pages; without it there are none. It is pickled for each worker.
+    passphrase: of the key that signs, where its file is locked; it goes to each worker, and nowhere else.
 
     Raises NotThere, NotAllowed, InvalidInput before anything listens.
     """
-    keyless = check(settings)
+    keyless = check(settings, passphrase)
     logging.config.dictConfig(log_config(settings.log_level))
     with tempfile.TemporaryDirectory(prefix="negindex-metrics-") as shared, ExitStack() as open_here:
         os.environ[SHARED] = shared
+        channel, running = Channel(f"{shared}/encoder", secrets.token_bytes(32)), dict[str, SpawnProcess]()
+        if settings.encoder and images is not None:
+            running["encoder"] = encoding.begin(settings, images.load, channel)
+            open_here.callback(running["encoder"].kill)
+        handed = Handed(passphrase, channel if running else None)
         sockets = [open_here.enter_context(one) for one in listening(settings)]
         address, port = sockets[0].getsockname()[:2]
         log("listening", address=address, port=port, tls=settings.has_tls, keys=not keyless, workers=settings.workers)
-        Supervisor(settings, keyless, sockets, images).run()
+        Supervisor(settings, keyless, sockets, images, handed, running).run()
     log("ended")
 
 
-def check(settings: Settings) -> bool:
+def check(settings: Settings, passphrase: str | None = None) -> bool:
     """Whether anybody may ask. Raises where the settings do not go together, or would expose the sets."""
     if not settings.root.is_dir():
         raise NotThere(f"{settings.root} is no directory; name the one that holds the sets")
+    check_backups(settings)
+    signing_key(settings, passphrase)
     keys = load_keys(settings.root)
     for word in check_exposure(settings, bool(keys)):
         print(f"negindex: INSECURE, as asked: {word}", file=sys.stderr)
@@ -129,26 +140,42 @@ def config_of(settings: Settings, app: functools.partial[FastAPI]) -> uvicorn.Co
     )
 
 
-def work(settings: Settings, keyless: bool, images: Images | None, parent: int, listens: socket.socket) -> None:
+def work(
+    settings: Settings,
+    keyless: bool,
+    images: Images | None,
+    handed: Handed,
+    parent: int,
+    listens: socket.socket,
+) -> None:
     """A worker's process, which ends when its parent has."""
     torch.set_num_threads(settings.threads)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    uvicorn.Server(config_of(settings, functools.partial(make_app, settings, keyless, images))).run([listens])
+    uvicorn.Server(config_of(settings, functools.partial(make_app, settings, keyless, images, handed))).run([listens])
 
 
 class Supervisor:
-    """Keeps the workers and the janitor running: one that ends is started anew."""
+    """Keeps workers, janitor and encoder running: one that ends is started anew."""
 
     def __init__(
-        self, settings: Settings, keyless: bool, sockets: Sequence[socket.socket], images: Images | None
+        self,
+        settings: Settings,
+        keyless: bool,
+        sockets: Sequence[socket.socket],
+        images: Images | None,
+        handed: Handed,
+        running: Mapping[str, SpawnProcess],
     ) -> None:
+        """running: the process that encodes, where there is one; it had to be up before anything listened."""
         me = os.getpid()
         self._settings = settings
-        self._targets = {
-            f"worker-{i}": functools.partial(work, settings, keyless, images, me, one) for i, one in enumerate(sockets)
-        }
+        self._sockets = {f"worker-{i}": one for i, one in enumerate(sockets)}
+        worker = functools.partial(work, settings, keyless, images, handed, me)
+        self._targets: dict[str, functools.partial[None]] = dict.fromkeys(self._sockets, worker)
         self._targets["janitor"] = functools.partial(janitor.work, settings, me)
-        self._running: dict[str, SpawnProcess] = {}
+        if images is not None and handed.channel is not None:
+            self._targets["encoder"] = functools.partial(encoding.work, settings, images.load, handed.channel, me)
+        self._running = dict(running)
         self._stop, self._renew = threading.Event(), threading.Event()
 
     def run(self) -> None:
@@ -157,7 +184,7 @@ class Supervisor:
             signal.signal(sign, lambda *_: self._stop.set())
         signal.signal(signal.SIGHUP, lambda *_: self._renew.set())
         try:
-            for name in self._targets:
+            for name in self._targets.keys() - self._running.keys():
                 self._start(name)
             while not self._stop.wait(LOOK_EVERY):
                 self._look()
@@ -166,9 +193,14 @@ class Supervisor:
                     self._restart()
         finally:
             self._end(list(self._running))
+            for one in self._sockets.values():
+                one.close()
 
     def _start(self, name: str) -> None:
-        self._running[name] = multiprocessing.get_context("spawn").Process(target=self._targets[name], name=name)
+        args = (self._sockets[name],) if name in self._sockets else ()
+        self._running[name] = multiprocessing.get_context("spawn").Process(
+            target=self._targets[name], args=args, name=name
+        )
         self._running[name].start()
 
     def _look(self) -> None:
@@ -179,7 +211,25 @@ class Supervisor:
                 raise InvalidInput(f"{name} did not start; its log lines say why")
             log("process-replaced", logging.ERROR, name=name, code=process.exitcode)
             mark_process_dead(process.pid)
+            self._pass_on(name)
             self._start(name)
+
+    def _pass_on(self, name: str) -> None:
+        """Have other workers take what waits at the socket of one that died, instead of until it is up again.
+
+        Closing the socket breaks the connections that nobody took, and who asked connects anew. The new worker
+        listens on another one as soon as it is up. Where nobody else serves, they wait.
+        """
+        if name in self._sockets and any(self._serves(one) for one in self._sockets if one != name):
+            port = self._sockets[name].getsockname()[1]
+            with suppress(InvalidInput):  # then it keeps the socket that it has
+                fresh = bound(self._settings, port, shared=True)
+                self._sockets[name].close()
+                self._sockets[name] = fresh
+
+    def _serves(self, name: str) -> bool:
+        listens = self._sockets[name].getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        return bool(listens) and self._running[name].is_alive()
 
     def _restart(self) -> None:
         for name in self._targets:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -17,9 +17,16 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from negindex.clocks import length
 from negindex.errors import InvalidInput, NotAllowed, NotThere
 
 PREFIX = "NEGINDEX_"
+
+
+def _known_length(text: str) -> str:
+    if not length(text):
+        raise ValueError(f"{text!r} is no time at all; give minutes, hours or days, such as 24h")
+    return text
 
 
 class Settings(BaseSettings):
@@ -46,7 +53,22 @@ class Settings(BaseSettings):
     strangers: float = Field(5.0, gt=0, description="Wrong keys a second of one address, per worker.")
     pins: int = Field(64, ge=1, description="Versions of a set that a worker keeps open for samplers in mid-run.")
     upkeep_seconds: float = Field(60.0, gt=0, description="Between rounds of compaction, settling and alarms.")
-    webhook: SecretStr | None = Field(None, description="URL that is told of deadlines that are near or missed.")
+    backup_every: Annotated[str, AfterValidator(_known_length)] | None = Field(
+        None, description="Back up every set so often, such as 24h; needs --backup-to."
+    )
+    backup_to: Path | None = Field(None, description="The folder of the backups, one in it for each set.")
+    backup_keep: int = Field(7, ge=1, description="Backups of a set that are kept; older ones are deleted.")
+    key: Path | None = Field(
+        None, description="Sign the checkpoint of what is changed on pages (`negindex key new` makes a key)."
+    )
+    encoder: dict[str, Path] = Field(
+        {},
+        description="Folder of the VAE, or of its pipeline, that makes a set's rows of latents from images on pages.",
+    )
+    uploads: int = Field(8, ge=1, description="Uploads to pages that wait to be decoded and encoded, per worker.")
+    webhook: SecretStr | None = Field(
+        None, description="URL that is told of deadlines near or missed, and failed backups."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     grace_seconds: int = Field(20, ge=1, description="Time that answers under way get when the service stops.")
 
@@ -126,6 +148,19 @@ def check_exposure(settings: Settings, keys: bool) -> list[str]:
             "--certificate and --certificate-key, and make keys (`negindex apikey create`); or say --insecure"
         )
     return missing
+
+
+def check_backups(settings: Settings) -> None:
+    """Raise where backups on schedule have no place of their own: InvalidInput, NotThere."""
+    if (settings.backup_every is None) != (settings.backup_to is None):
+        raise InvalidInput("backup_every without backup_to, or the other way about; give both")
+    if settings.backup_to is None:
+        return
+    if not settings.backup_to.is_dir():
+        raise NotThere(f"{settings.backup_to} is no directory; make it, or mount the disk that it is on")
+    to, root = settings.backup_to.resolve(), settings.root.resolve()
+    if to == root or root in to.parents:
+        raise InvalidInput(f"backups in {to}, within the sets' own {root}; name a place elsewhere, on another disk")
 
 
 def _origin(name: str, origin: str) -> str:

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from fastapi import Depends, Request
 
 from negindex.errors import NegindexError
+from negindex.keys import Key
 from negindex.service.access import NOBODY, Caller, Door
 from negindex.service.answering import Answer, Question, answers
 from negindex.service.batching import Lane
+from negindex.service.encoding import Channel, Encoders
 from negindex.service.held import Held, Sets
-from negindex.service.limits import Rate, Refused, Room
+from negindex.service.limits import Rate, Refused, Room, Turns
 from negindex.service.logs import log
 from negindex.service.metrics import Metrics
 from negindex.service.settings import Settings, is_local
@@ -27,12 +29,23 @@ PATIENCE = 4.0  # seconds' worth of wrong keys that an address may send at once
 POOL = 4  # sets that are searched at once
 
 
+class Handed(NamedTuple):
+    """What a worker gets besides the settings: it stands in no file."""
+
+    passphrase: str | None = None  # of the key that signs
+    channel: Channel | None = None  # to the process that makes rows of latents
+
+
 class State:
     """One worker's. Made before the event loop runs; ``start`` and ``stop`` belong to it."""
 
-    def __init__(self, settings: Settings, keyless: bool) -> None:
+    def __init__(self, settings: Settings, keyless: bool, handed: Handed | None = None) -> None:
         """keyless: whether anybody may ask, as long as there are no keys."""
         self.settings, self.metrics = settings, Metrics()
+        handed = handed or Handed()
+        self.signs = signing_key(settings, handed.passphrase)
+        self.encoders = Encoders(handed.channel, settings.encoder)
+        self.turns = Turns(settings.uploads, self.metrics.uploads)
         self.sets = Sets(settings.root, settings.pins)
         self.door = Door(settings.root, keyless)
         self.rate = Rate(settings.rate, settings.burst)
@@ -117,6 +130,11 @@ class Needs:
         if name is not None and not caller.sees(name):
             raise Refused(403, "this key is for other sets", "NotAllowed")
         return caller
+
+
+def signing_key(settings: Settings, passphrase: str | None) -> Key | None:
+    """The key that signs what is changed here; raises what ``Key.load`` raises."""
+    return None if settings.key is None else Key.load(settings.key, passphrase)
 
 
 def state_of(request: Request) -> State:

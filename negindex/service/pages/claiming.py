@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -21,10 +20,19 @@ from negindex.service.pages.claim_pages import SETS, Number
 from negindex.service.pages.forms import Form, TheForm, file_name, new_prefix
 from negindex.service.pages.images import Looked, Upload
 from negindex.service.pages.rendering import HOME, PageRoute, data_url, go, page
-from negindex.service.pages.visits import INTAKE, changing, collection_of, images_of, signature_of, visited_by
+from negindex.service.pages.visits import (
+    INTAKE,
+    changing,
+    collection_of,
+    images_of,
+    maker_of,
+    signature_of,
+    takes_images,
+    visited_by,
+)
+from negindex.service.state import state_of
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
-_DECODES = threading.Lock()
 _PREFIX = 200  # characters
 
 
@@ -51,7 +59,8 @@ def new(request: Request, regime: str = "") -> Response:
     own = collection.path / "regimes"
     known = [collection.claims.regime(name) for name in regimes(own if own.is_dir() else None)]
     rules = collection.claims.regime(regime) if regime else None
-    return page(request, "new_claim.html", known=known, rules=rules, prefix=new_prefix())
+    takes = takes_images(request)
+    return page(request, "new_claim.html", known=known, rules=rules, prefix=new_prefix(), takes_images=takes)
 
 
 @router.post(f"{SETS}/new-claim", **visited_by(*INTAKE))
@@ -88,7 +97,7 @@ def open_it(request: Request, form: TheForm) -> Response:
 def more(request: Request, number: Number) -> Response:
     """More images for a claim."""
     claim = collection_of(request).claims.show(number)
-    return page(request, "attach.html", claim=claim, prefix=new_prefix())
+    return page(request, "attach.html", claim=claim, prefix=new_prefix(), takes_images=takes_images(request))
 
 
 @router.post(f"{SETS}/claims/{{number}}/attach", **visited_by(*INTAKE))
@@ -120,9 +129,12 @@ def attach(request: Request, number: Number, form: TheForm) -> Response:
     return go(f"{HOME}/sets/{request.path_params['name']}/claims/{number}")
 
 
-def one_at_a_time() -> AbstractContextManager[bool]:
-    """Inside, nobody else in this worker decodes an upload: the memory that it takes is bounded."""
-    return _DECODES
+def one_at_a_time(request: Request) -> AbstractContextManager[None]:
+    """Inside, nobody else in this worker decodes an upload: the memory that it takes is bounded.
+
+    Raises Unreachable where too many wait.
+    """
+    return state_of(request).turns.take()
 
 
 # -- inside --------------------------------------------------------------------------------
@@ -154,8 +166,8 @@ def _check_storable(rules: Regime, asked: Asked) -> None:
 def _looked(request: Request, collection: Collection, inputs: Sequence[tuple[str, bytes]]) -> Looked:
     if not inputs:
         return Looked()
-    with one_at_a_time():
-        return images_of(request).look(collection, inputs, NEAR)
+    with one_at_a_time(request):
+        return images_of(request).look(collection, inputs, NEAR, maker_of(request))
 
 
 def _all_looked(request: Request, collection: Collection, asked: Asked) -> Looked:

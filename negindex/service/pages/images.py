@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -13,6 +14,7 @@ from negindex.alike import Alike
 from negindex.collection import Collection
 from negindex.nearest import Neighbour
 from negindex.receipts import Receipt
+from negindex.service.encoding import RowMaker
 from negindex.states import Provenance
 
 
@@ -55,14 +57,22 @@ class Nearest:
 class Images(Protocol):
     """Decodes images in memory, within limits, and draws rows. Usable from several threads; it can be pickled."""
 
-    def look(self, collection: Collection, files: Sequence[tuple[str, bytes]], distance: int) -> Looked:
-        """Make rows of (source key, file), and look what they are like; changes nothing.
+    def load(self, collection: Collection, folder: Path) -> RowMaker:
+        """What makes a set's latents, by the VAE in a folder, or by that of the pipeline in it.
 
-        Raises SpaceMismatch where the set's rows are made by a pipeline, which is not here.
+        Raises SpaceMismatch where it is another than the set's, NotThere, Damaged, InvalidInput.
         """
 
-    def nearest(self, collection: Collection, file: Upload, k: int) -> Nearest:
-        """The k rows nearest to an image. Raises ImageRefused."""
+    def look(
+        self, collection: Collection, files: Sequence[tuple[str, bytes]], distance: int, maker: RowMaker | None
+    ) -> Looked:
+        """Make rows of (source key, file), and look what they are like; changes nothing.
+
+        maker: of the set's latents. Raises SpaceMismatch where they need one that is not there, or is another's.
+        """
+
+    def nearest(self, collection: Collection, file: Upload, k: int, maker: RowMaker | None) -> Nearest:
+        """The k rows nearest to an image. Raises ImageRefused, and SpaceMismatch for another set's maker."""
 
     def picture(self, collection: Collection, row: int) -> Picture | None:
         """A row, in force or not; None where nobody can see it: latents without a thumbnail, or bytes that are gone."""

@@ -26,23 +26,27 @@ _ORDER = (FALSE, UNTOLD, HOLDS)
 @router.get(f"{HOME}/receipts", **visited_by(*READERS))
 def ask(request: Request) -> Response:
     """The form."""
-    return page(request, "receipts.html", lines=None, receipt=None)
+    return page(request, "receipts.html", lines=None, receipt=None, signs=state_of(request).signs)
 
 
 @router.post(f"{HOME}/receipts", **visited_by(*READERS))
 def check(request: Request, form: TheForm) -> Response:
-    """What stands of a receipt, with the logs of those of its sets that are here and that the key is for."""
+    """What stands of a receipt, with the logs of those of its sets that are here and that the key is for.
+
+    Of who signed, only the service's own key is known.
+    """
     try:
         receipt, matches = _given(request, form)
     except Damaged as error:  # the visitor's file is, nothing of the service's
         raise InvalidInput(str(error)) from error
-    lines = prove(receipt, list(_logs(request, receipt)))
+    signs = state_of(request).signs
+    lines = prove(receipt, _logs(request, receipt), public=[] if signs is None else [signs.public])
     if matches is not None:
         verdict = HOLDS if matches else FALSE
         lines = [line for line in lines if not line[1].startswith("image: ")]
         lines.append((verdict, "image: has the very pixels that the receipt speaks of"))
     lines.sort(key=lambda line: _ORDER.index(line[0]))
-    return page(request, "receipts.html", lines=lines, receipt=receipt, verdict=_verdict(lines))
+    return page(request, "receipts.html", lines=lines, receipt=receipt, verdict=_verdict(lines), signs=signs)
 
 
 def _given(request: Request, form: Form) -> tuple[Receipt, bool | None]:
@@ -53,7 +57,7 @@ def _given(request: Request, form: Form) -> tuple[Receipt, bool | None]:
     if text:
         return Receipt.from_json(text), None
     if files[0].content.startswith(_PNG):
-        with one_at_a_time():
+        with one_at_a_time(request):
             return images_of(request).receipt(files[0])
     return Receipt.from_json(_text(files[0])), None
 

@@ -20,6 +20,8 @@ from negindex.service.pages.visits import (
     caller_of,
     collection_of,
     images_of,
+    maker_of,
+    takes_images,
     visited_by,
 )
 from negindex.service.state import state_of
@@ -56,7 +58,7 @@ def reveal(request: Request, row: Row, form: TheForm) -> Response:
 @router.get(f"{SETS}/search", **visited_by(*HANDLERS))
 def ask(request: Request) -> Response:
     """The form."""
-    return page(request, "search.html", found=None, units=UNITS, file="")
+    return page(request, "search.html", found=None, units=UNITS, file="", takes_images=takes_images(request))
 
 
 @router.post(f"{SETS}/search", **visited_by(*HANDLERS))
@@ -68,10 +70,13 @@ def search(request: Request, form: TheForm) -> Response:
     collection = collection_of(request)
     if not len(collection):
         raise NotThere("no row is in force: there is nothing to compare with")
-    with one_at_a_time():
-        found = images_of(request).nearest(collection, files[0], NEAREST)
+    with one_at_a_time(request):
+        found = images_of(request).nearest(collection, files[0], NEAREST, maker_of(request))
     own = data_url(found.picture.blurred), data_url(found.picture.clear)
-    return page(request, "search.html", found=found, own=own, units=UNITS, file=files[0].name)
+    return page(
+        request, "search.html", found=found, own=own, units=UNITS, file=files[0].name,
+        takes_images=takes_images(request),
+    )  # fmt: skip
 
 
 def _item(request: Request, row: int, picture: str | None) -> Response:

@@ -8,8 +8,10 @@ from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Query, Request, Response
 
+from negindex.checkpoint import Checkpoint
 from negindex.collection import Collection
 from negindex.errors import Erased, InvalidInput, NegindexError
+from negindex.keys import PublicKey
 from negindex.schema import CLOSED
 from negindex.service.pages.claim_pages import SETS
 from negindex.service.pages.noted import reveals
@@ -47,6 +49,7 @@ def status(request: Request) -> Response:
     collection = collection_of(request)
     calibration, unindexed = collection.calibration(), collection.unindexed()
     files, dead, newest = collection.segments(), collection.dead(), collection.newest()
+    signs = state_of(request).signs
     waiting = [one._asdict() | {"holders": collection.holders(one)} for one in collection.outstanding()]
     said = {
         "Set": collection.set_id,
@@ -59,6 +62,8 @@ def status(request: Request) -> Response:
         "Rows in the index": 0 if unindexed is None else newest.in_force - unindexed,
         "Rows scanned beside it": newest.in_force if unindexed is None else unindexed,
         "Embeddings by": collection.embedded_by or "none",
+        "Newest version signed by": _signed_by(collection.checkpoint(newest.version)),
+        "Changes made here are signed by": _key_said(None if signs is None else signs.public),
     }
     sizes = {"Bytes of files": sum(file.bytes for file in files), "Bytes that compaction may give up": dead.bytes}
     states = Counter(claim.state for claim in collection.claims.every())
@@ -101,6 +106,14 @@ def version_asked(collection: Collection, text: str) -> Version:
         raise InvalidInput(
             f"{said[:60]!r} is neither a version nor a time; give a number, or ISO 8601 such as 2026-05-19T09:30+02:00"
         ) from error
+
+
+def _signed_by(checkpoint: Checkpoint) -> str:
+    return _key_said(PublicKey.from_text(checkpoint.public_key) if checkpoint.signature else None)
+
+
+def _key_said(public: PublicKey | None) -> str:
+    return "nobody" if public is None else f"key {public.id}"
 
 
 def _summary(request: Request, name: str) -> Summary:

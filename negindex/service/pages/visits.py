@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 from negindex.collection import Collection
 from negindex.errors import NotThere
 from negindex.service.access import Caller
+from negindex.service.encoding import RowMaker
 from negindex.service.held import Held
 from negindex.service.limits import Refused
 from negindex.service.pages.images import Images
@@ -74,8 +75,11 @@ def collection_of(request: Request) -> Collection:
 
 @contextmanager
 def changing(request: Request) -> Iterator[Collection]:
-    """The same, to be changed: opened for this, so that no reader of the worker is in the way."""
-    with Collection.open(held_by(request).path) as collection:
+    """The same, to be changed: opened for this, so that no reader of the worker is in the way.
+
+    What is changed is signed where the service has a key.
+    """
+    with Collection.open(held_by(request).path, key=state_of(request).signs) as collection:
         yield collection
 
 
@@ -85,6 +89,16 @@ def images_of(request: Request) -> Images:
     if images is None:
         raise NotThere("nothing decodes images here")
     return images
+
+
+def takes_images(request: Request) -> bool:
+    """Whether images can become rows of the set here: it is of pixels, or the service has its encoder."""
+    return collection_of(request).space == "pixels" or request.path_params["name"] in state_of(request).encoders
+
+
+def maker_of(request: Request) -> RowMaker | None:
+    """What makes the set's latents; None where nothing does, or none are made."""
+    return state_of(request).encoders.of(request.path_params["name"])
 
 
 def signature_of(request: Request) -> str:
