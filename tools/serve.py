@@ -29,6 +29,15 @@ _FLAGS = {  # flag: its type; names, defaults and help are those of ``negindex.s
     "pins": int,
     "upkeep_seconds": float,
     "webhook": str,
+    "oidc_issuer": str,
+    "oidc_client": str,
+    "oidc_secret_file": click.Path(path_type=Path),
+    "oidc_address": str,
+    "oidc_scope": str,
+    "oidc_claim": str,
+    "oidc_grants": str,
+    "oidc_minutes": float,
+    "traces": bool,
     "log_level": str,
     "grace_seconds": int,
 }
@@ -46,9 +55,13 @@ class _ServeCommand(click.Command):
         known = super().get_params(ctx)
         for name, kind in _FLAGS.items():
             field = Settings.model_fields[name]
-            default = "none" if field.default is None else field.default
+            default = "none" if field.default in (None, ()) else field.default
             words = f"{field.description}  [env: {PREFIX}{name.upper()}; default: {default}]"
-            known.append(click.Option([f"--{name.replace('_', '-')}"], type=kind, help=words))
+            flag = f"--{name.replace('_', '-')}"
+            if kind is bool:
+                known.append(click.Option([flag], is_flag=True, default=None, help=words))
+            else:
+                known.append(click.Option([flag], type=kind, help=words, multiple=isinstance(field.default, tuple)))
         return known
 
 
@@ -75,7 +88,7 @@ def serve(file: Path | None, print_config: bool, **flags: Any) -> None:
     """
     from negindex.service.settings import read_settings, shown
 
-    settings, origins = read_settings({name: value for name, value in flags.items() if value is not None}, file)
+    settings, origins = read_settings({name: value for name, value in flags.items() if value not in (None, ())}, file)
     if print_config:
         click.echo(json.dumps(shown(settings, origins), indent=2, ensure_ascii=False))
         return
