@@ -55,7 +55,7 @@ def service(tmp_path_factory):
     keys["revoked"], gone = create_key(root, ROLES)
     revoke_key(root, gone.id)
     keys["nonsense"] = keys["admin"][:-1] + ("A" if keys["admin"][-1] != "A" else "B")
-    with serving(root, strangers=1e6) as url, httpx.Client(base_url=url) as client:
+    with serving(root, strangers=1e6) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client, keys
 
 
