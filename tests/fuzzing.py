@@ -97,7 +97,7 @@ def _array(draw, name, said, batch, right):
 
 def _shape(name, said, batch):
     """A shape that fits, by what the dimensions of this array are about."""
-    if said["dimensions"] is None:
+    if "dimensions" not in said:
         return [batch, *SHAPE]
     two = {"digests": [batch, 32], "temperatures": [2, 2], "projection": [2, math.prod(SHAPE)]}
     return two.get(name, [batch] * said["dimensions"])

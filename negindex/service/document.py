@@ -101,4 +101,5 @@ def _content(arrays: Arrays) -> dict[str, Any]:
 
 
 def _array(array: Array) -> dict[str, Any]:
-    return {"types": list(array.kinds), "dimensions": array.dimensions, "optional": array.optional}
+    told: dict[str, Any] = {"types": list(array.kinds), "optional": array.optional}
+    return told if array.dimensions is None else {**told, "dimensions": array.dimensions}  # none said: any number
