@@ -14,6 +14,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from negindex.errors import InvalidInput, NotAllowed, Unreachable
+from negindex.traced import trace_headers
 
 RETRY_AFTER = (0.0, 0.05, 0.2, 0.5, 1.0)  # seconds before each further try
 ANSWER_BYTES = 1 << 30
@@ -70,7 +71,7 @@ class Line:
 
     def ask(self, method: str, path: str, body: bytes | None = None, media_type: str = "") -> Answer:
         """Send one request and read its answer. Raises Unreachable when there is none in time."""
-        headers = self._headers | ({} if body is None else {"Content-Type": media_type})
+        headers = self._headers | trace_headers() | ({} if body is None else {"Content-Type": media_type})
         for number in range(self._retries + 1):
             connection = self._connection()
             try:

@@ -28,6 +28,7 @@ from negindex.noise import NoiseLevel
 from negindex.partial import NEG_INF, Heaviest, Origin, Partial
 from negindex.projection import Space, generator
 from negindex.spheres import Spheres
+from negindex.stages import stage
 from negindex.trust import Trust
 
 USUAL = 1  # which of them answers where no error is asked for
@@ -274,9 +275,10 @@ class Mixture(Negatives):
         mean = torch.addmm(space.raised(inside), shares, clusters.leading)
         for b, reading in enumerate(readings):
             mean[b] += reading.exact_weight.float() @ clusters.outside[reading.exact]
-        for some in torch.arange(len(rows)).split(max(1, BLOCK_ELEMENTS // len(space.centre))):
-            read = self.source.take(clusters.places[rows[some]]).rows.to("cpu")
-            _add_weighted(mean, weight[:, some].float(), read, space.centre)
+        with stage("gather", within="search"):
+            for some in torch.arange(len(rows)).split(max(1, BLOCK_ELEMENTS // len(space.centre))):
+                read = self.source.take(clusters.places[rows[some]]).rows.to("cpu")
+                _add_weighted(mean, weight[:, some].float(), read, space.centre)
         return mean.double() + space.centre
 
     def _partial(

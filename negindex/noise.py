@@ -29,7 +29,7 @@ class NoiseLevel:
     def __init__(self, alpha: Tensor | float, sigma: Tensor | float) -> None:
         a, b = _as_float64(alpha), _as_float64(sigma)
         if a.shape != b.shape:
-            a, b = torch.broadcast_tensors(a, b)
+            a, b = _together(a, b)
         if a.dim() > 1:
             raise ShapeMismatch(
                 f"noise level of shape {tuple(a.shape)}; give a number or one level a sample, shape (B,)"
@@ -62,6 +62,17 @@ def _checked(alpha: Tensor, sigma: Tensor) -> NoiseLevel:
     object.__setattr__(level, "alpha", alpha)
     object.__setattr__(level, "sigma", sigma)
     return level
+
+
+def _together(alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    try:
+        a, b = torch.broadcast_tensors(alpha, sigma)
+    except RuntimeError as error:
+        raise ShapeMismatch(
+            f"alpha of shape {tuple(alpha.shape)} with sigma of shape {tuple(sigma.shape)}; give a number each, or one "
+            "a sample each"
+        ) from error
+    return a, b
 
 
 def _as_float64(value: Tensor | float) -> Tensor:

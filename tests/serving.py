@@ -19,10 +19,10 @@ from negindex.service.settings import Settings
 
 
 @contextlib.contextmanager
-def serving(root, *, keyless=True, port=0, images=None, handed=None, **settings):
+def serving(root, *, keyless=True, port=0, images=None, handed=None, spans=None, **settings):
     """A service over ``root`` in a thread; gives its address. Its log lines go nowhere."""
     told = Settings(root=root, port=port, log_level="error", **settings)
-    config = config_of(told, functools.partial(make_app, told, keyless, images, handed))
+    config = config_of(told, functools.partial(make_app, told, keyless, images, handed, spans))
     with bound(told) as listening:
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)

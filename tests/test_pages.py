@@ -7,10 +7,12 @@ import time
 
 import pytest
 from browsing import NOTICE, SHAPE, Browser, again, browsers, hidden, png
+from expected_roles import ALL, ANYBODY, PAGES, every_route
 
 from negindex import Collection
 from negindex.errors import Damaged, NotAllowed
-from negindex.service.access import ROLES, Door, create_key, revoke_key
+from negindex.service.access import Door, create_key, revoke_key
+from negindex.service.grants import ROLES
 from negindex.service.pages import forms, words
 from negindex.service.pages.rendering import POLICY
 from negindex.service.pages.sessions import IDLE, LONGEST, SECRET, Sessions
@@ -18,20 +20,12 @@ from negindex.service.pages.site import router
 from negindex.service.pages.visits import Visits
 
 OTHERS = ("nobody", "forged", "expired", "revoked", "other set")
-OPEN = {("GET", "/"), ("GET", "/pages/login"), ("POST", "/pages/login"), ("GET", "/pages/static/{file}")}
-ANYBODYS = {*OPEN, ("POST", "/pages/logout")}
 QUEUE = "/pages/sets/art/claims"
 
 
-def routes(router=router):
-    """(method, path, roles) of every page; no roles where anybody may come."""
-    for route in router.routes:
-        if not hasattr(route, "dependencies"):  # a router that was put in
-            yield from routes(route.original_router)
-            continue
-        wanted = [one.dependency.roles for one in route.dependencies if isinstance(one.dependency, Visits)]
-        (method,) = route.methods
-        yield method, route.path, wanted[0] if wanted else ()
+def routes():
+    """(method, path, roles) of every page; roles: those that it should be for."""
+    return [(method, route.path, PAGES.get(f"{method} {route.path}", ())) for method, route in every_route(router)]
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +53,12 @@ def site(tmp_path_factory):
 
 
 @pytest.mark.parametrize("who", [*ROLES, *OTHERS])
-@pytest.mark.parametrize(("method", "path", "roles"), [one for one in routes() if one[:2] not in ANYBODYS], ids=str)
+@pytest.mark.parametrize(
+    ("method", "path", "roles"), [one for one in routes() if one[2] not in (ALL, ANYBODY)], ids=str
+)
 def test_a_page_is_open_to_its_roles_and_to_nobody_else(site, method, path, roles, who):
     _, known = site
+    assert roles, f"{method} {path} is not among the expected roles; say who it is for"
     at = path.format(name="art", number=1, row=1, file="pages.css")
     told = known[who].client.request(method, at, data={"token": "none"} if method == "POST" else None)
     if who in ("nobody", "forged", "expired", "revoked"):
@@ -81,11 +78,12 @@ def test_a_page_is_open_to_its_roles_and_to_nobody_else(site, method, path, role
         assert told.headers[name] == value
 
 
-def test_every_page_says_who_it_is_for():
-    found = list(routes())
-    assert len(found) > 35
-    assert {(method, path) for method, path, roles in found if not roles} == OPEN
-    assert all(set(roles) <= set(ROLES) for _, _, roles in found)
+def test_every_page_is_for_whom_it_should_be():
+    found = {}
+    for method, route in every_route(router):
+        wanted = [one.dependency.roles for one in route.dependencies if isinstance(one.dependency, Visits)]
+        found[f"{method} {route.path}"] = wanted[0] if wanted else ANYBODY
+    assert found == PAGES
 
 
 def test_auditors_change_nothing_and_see_no_picture():
@@ -97,7 +95,7 @@ def test_auditors_change_nothing_and_see_no_picture():
 def test_pages_load_nothing_from_elsewhere_and_hold_no_script_or_style(site):
     _, known = site
     for method, path, roles in routes():
-        if method == "GET" and roles and "blurred" not in path:
+        if method == "GET" and roles != ANYBODY and "blurred" not in path:
             text = known["admin"].get(path.format(name="art", number=1, row=1)).text
             assert not re.search(r"<style|style=|\son\w+=|javascript:|<script(?! src=\"/pages/static/)", text), path
             assert all(

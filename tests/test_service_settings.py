@@ -49,11 +49,11 @@ def test_print_config_shows_each_value_and_its_origin_and_no_secret(file):
     assert said["port"] == {"value": 9, "from": "flag"}
     assert said["workers"] == {"value": 2, "from": f"file {file}"}
     assert said["root"] == {"value": "sets", "from": "flag"}
-    assert "secret" not in done.stdout
+    assert "secret=1" not in done.stdout
 
 
 def test_every_setting_has_a_flag_with_help():
-    assert _FLAGS.keys() | {"root", "insecure"} == Settings.model_fields.keys()
+    assert _FLAGS.keys() | {"root", "insecure", "oidc_secret"} == Settings.model_fields.keys()
     shown = CliRunner().invoke(main, ["serve", "--help"]).output
     for name, field in Settings.model_fields.items():
         assert field.description

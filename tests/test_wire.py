@@ -162,6 +162,7 @@ def test_hostile_bodies_are_refused_and_the_service_goes_on(service, hostile):
         ({"alpha": ONE * float("nan")}, {}, "InvalidNoiseLevel"),
         ({"sigma": ONE * 0}, {}, "InvalidNoiseLevel"),
         ({"sigma": torch.ones(3, dtype=torch.float64)}, {}, "ShapeMismatch"),
+        ({"alpha": ONE.repeat(2), "sigma": ONE.repeat(3)}, {}, "ShapeMismatch"),
         ({"projection": torch.ones(2, 6, dtype=torch.float64)}, {"kernel": "0" * 32}, "InvalidInput"),
         ({"projection": ONE[:, None] * float("nan")}, {"kernel": "0" * 32}, "NotFinite"),
         ({"temperatures": torch.ones(2, 3, dtype=torch.float64)}, {"kernel": "0" * 32}, "InvalidInput"),
@@ -183,6 +184,9 @@ def test_hostile_bodies_are_refused_and_the_service_goes_on(service, hostile):
         ({"digests": torch.zeros(1, 32, dtype=torch.uint8)}, {"without": "0" * 64}, "InvalidInput"),
         ({}, {"kernel": "0" * 32}, "say-all"),
         ({}, {"more": 1}, "InvalidInput"),
+        ({}, {"\ud800": 1}, "InvalidInput"),
+        ({}, {"label": "\ud800"}, "InvalidInput"),
+        ({}, {"label": "\0"}, "EmptySet"),
         ({}, {"label": "none"}, "EmptySet"),
     ],
 )

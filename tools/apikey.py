@@ -68,17 +68,24 @@ Example:
 @AS_JSON
 @errors_to_exit_codes
 def list_(root: Path, as_json: bool) -> None:
-    """List the keys of DIR: id, state, roles, sets, end, name."""
+    """List the keys of DIR: id, state, roles, sets, end, name.
+
+    After them the people who came in through a provider: id, state, groups at the last log-in, provider, account.
+    """
     from negindex.service.access import load_keys
+    from negindex.service.people import load_people
 
     now = datetime.now(UTC)
-    keys = load_keys(root)
+    keys, people = load_keys(root), load_people(root)
     if as_json:
-        click.echo(json.dumps([_shown(asdict(key)) | {"state": key.state(now)} for key in keys]))
+        shown = [_shown(asdict(key)) | {"state": key.state(now)} for key in keys]
+        click.echo(json.dumps([*shown, *({**asdict(one), "state": one.state} for one in people)]))
         return
     for key in keys:
         sets, end = ",".join(key.sets) or "every set", key.expires or "no end"
         click.echo(f"{key.id}  {key.state(now):7}  {','.join(key.roles)}  {sets}  {end}  {key.name}".rstrip())
+    for one in people:
+        click.echo(f"{one.id}  {one.state:7}  {','.join(one.groups) or 'no group'}  {one.issuer}  {one.subject}")
 
 
 @apikey.command(
@@ -91,9 +98,13 @@ Example:
 @click.argument("key_id", metavar="ID")
 @errors_to_exit_codes
 def revoke(root: Path, key_id: str) -> None:
-    """End a key of DIR now; services that run take it no more."""
+    """End a key of DIR, or a person's way in, now; services that run take it no more."""
     from negindex.service.access import revoke_key
+    from negindex.service.people import SIGN, revoke_person
 
+    if key_id.startswith(SIGN):
+        click.echo(f"person {revoke_person(root, key_id).id} is let in no more")
+        return
     click.echo(f"key {revoke_key(root, key_id).id} is revoked")
 
 

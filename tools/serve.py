@@ -48,6 +48,15 @@ _FLAGS = {  # flag: its type; names, defaults and help are those of ``negindex.s
     "backup_to": click.Path(path_type=Path),
     "backup_keep": int,
     "webhook": str,
+    "oidc_issuer": str,
+    "oidc_client": str,
+    "oidc_secret_file": click.Path(path_type=Path),
+    "oidc_address": str,
+    "oidc_scope": str,
+    "oidc_claim": str,
+    "oidc_grants": str,
+    "oidc_minutes": float,
+    "traces": bool,
     "log_level": str,
     "grace_seconds": int,
 }
@@ -65,10 +74,14 @@ class _ServeCommand(click.Command):
         known = super().get_params(ctx)
         for name, kind in _FLAGS.items():
             field = Settings.model_fields[name]
-            many = isinstance(kind, _Pair)
-            default = "none" if field.default is None or many else field.default
+            many = isinstance(kind, _Pair) or isinstance(field.default, tuple)
+            default = "none" if field.default in (None, (), {}) else field.default
             words = f"{field.description}  [env: {PREFIX}{name.upper()}; default: {default}]"
-            known.append(click.Option([f"--{name.replace('_', '-')}"], type=kind, help=words, multiple=many))
+            flag = f"--{name.replace('_', '-')}"
+            if kind is bool:
+                known.append(click.Option([flag], is_flag=True, default=None, help=words))
+            else:
+                known.append(click.Option([flag], type=kind, help=words, multiple=many))
         return known
 
 
@@ -99,7 +112,7 @@ def serve(file: Path | None, print_config: bool, **flags: Any) -> None:
 
     pairs = dict(flags.pop("encoder"))
     flags |= {"encoder": pairs or None}
-    settings, origins = read_settings({name: value for name, value in flags.items() if value is not None}, file)
+    settings, origins = read_settings({name: value for name, value in flags.items() if value not in (None, ())}, file)
     if print_config:
         click.echo(json.dumps(shown(settings, origins), indent=2, ensure_ascii=False))
         return

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
-import os
 import re
 import secrets
-import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
-from negindex.disk import Disk, check_private, writer_lock
-from negindex.errors import Damaged, InvalidInput, NotThere
+from negindex.disk import writer_lock
+from negindex.errors import InvalidInput, NotThere
+from negindex.service.grants import NOBODY, ROLES, Caller, Grant, Holder, caller_for
 from negindex.service.held import NAME
+from negindex.service.kept import Kept, load_kept, save_kept
+from negindex.service.people import PEOPLE, SIGN, load_people
+from negindex.service.sign_on import Member, SignOn
 
 KEYS = "keys"
-ROLES = ("sampler", "curator", "approver", "auditor", "admin")
-FORMAT = 1
 _TEXT = re.compile(r"nxk_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 
 
@@ -40,32 +40,23 @@ class ApiKey:
     made: str
     expires: str | None = None
     revoked: str | None = None
+    kind = "key"
+
+    @property
+    def mark(self) -> str:
+        """What a session of it is signed over."""
+        return self.sha256
+
+    @property
+    def grants(self) -> tuple[Grant, ...]:
+        """What it may do."""
+        return (Grant(self.roles, self.sets),)
 
     def state(self, now: datetime) -> str:
         """ "live", "expired" or "revoked"."""
         if self.revoked is not None:
             return "revoked"
         return "live" if self.expires is None or now < datetime.fromisoformat(self.expires) else "expired"
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Who asks: a live key, or anybody on this machine where the service runs without keys."""
-
-    id: str
-    roles: tuple[str, ...]
-    sets: tuple[str, ...] = ()
-
-    def may(self, roles: Sequence[str]) -> bool:
-        """Whether one of the caller's roles is among these."""
-        return not set(self.roles).isdisjoint(roles)
-
-    def sees(self, name: str) -> bool:
-        """Whether the key is for this set too."""
-        return not self.sets or name in self.sets
-
-
-NOBODY = Caller("none", ("sampler", "auditor"))  # without keys: enough to be guarded, and to watch
 
 
 def create_key(
@@ -84,7 +75,7 @@ def create_key(
     end = None if days is None else _said(now + timedelta(days=days))
     key = ApiKey(number, name, _hash(text), tuple(dict.fromkeys(roles)), tuple(dict.fromkeys(sets)), _said(now), end)
     with writer_lock(_folder(root)):
-        _save(root, [*load_keys(root), key])
+        save_kept(root / KEYS, KEYS, [*load_keys(root), key])
     return text, key
 
 
@@ -96,44 +87,28 @@ def revoke_key(root: Path, number: str) -> ApiKey:
         if found is None:
             raise NotThere(f"no key {number!r} in {root / KEYS}; `negindex apikey list` shows them")
         ended = replace(found, revoked=found.revoked or _said(datetime.now(UTC)))
-        _save(root, [ended if key is found else key for key in keys])
+        save_kept(root / KEYS, KEYS, [ended if key is found else key for key in keys])
     return ended
 
 
 def load_keys(root: Path) -> list[ApiKey]:
-    """The keys of a directory; [] where there is no file.
-
-    Raises NotAllowed where others than its owner can reach the file, and Damaged where it cannot be read as keys.
-    """
-    path = root / KEYS
-    try:
-        with open(path, "rb") as file:
-            check_private(file, path)
-            said = json.load(file)
-        if said["format"] != FORMAT:
-            raise ValueError(f"format {said['format']!r}")
-        return [_key(one) for one in said["keys"]]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise Damaged(
-            f"{path} cannot be read as keys ({error}); restore it, or move it away and make new keys"
-        ) from error
+    """The keys of a directory; [] where there is no file. Raises what ``load_kept`` raises."""
+    return load_kept(root / KEYS, KEYS, _key)
 
 
 class Door:
-    """Tells callers by the ``Authorization`` header. Usable from several threads."""
+    """Tells callers by the ``Authorization`` header, and sessions by their number. Usable from several threads."""
 
-    def __init__(self, root: Path, keyless: bool) -> None:
-        """keyless: whether anybody may ask, as long as there is no file of keys."""
-        self._root, self._keyless = root, keyless
-        self._known: dict[str, ApiKey] = {}
-        self._state: tuple[int, ...] | None = None
-        self._lock = threading.Lock()
+    def __init__(self, root: Path, keyless: bool, sign_on: SignOn | None = None) -> None:
+        """keyless: whether anybody may ask, as long as there is no file of keys. sign_on: how people come in."""
+        self._keyless, self._sign_on = keyless, sign_on
+        self._keys = Kept(root / KEYS, lambda: load_keys(root), lambda key: key.id)
+        self._people = Kept(root / PEOPLE, lambda: load_people(root), lambda person: person.id)
 
     def caller(self, authorization: str | None, now: datetime | None = None) -> Caller | None:
         """Who asks; None for nobody that is known. Raises what ``load_keys`` raises: then nobody is let in."""
-        known = self._keys()
+        known, found_file = self._keys.now()
+        self._keyless = self._keyless and not found_file  # from the first key on, one is needed
         if self._keyless and authorization is None:
             return NOBODY
         kind, _, text = (authorization or "").partition(" ")
@@ -141,25 +116,21 @@ class Door:
         key = known.get(found[1]) if found and kind.lower() == "bearer" else None
         if key is None or not hmac.compare_digest(key.sha256, _hash(text)):
             return None
-        return Caller(key.id, key.roles, key.sets) if key.state(now or datetime.now(UTC)) == "live" else None
+        return caller_for(key) if key.state(now or datetime.now(UTC)) == "live" else None
 
-    def live(self, number: str, now: datetime | None = None) -> ApiKey | None:
-        """The key of this number, while it is live: what a session of it needs to know. Raises as ``caller`` does."""
-        key = self._keys().get(number)
+    def live(self, number: str, now: datetime | None = None) -> Holder | None:
+        """The key or the person of this number, while they are let in. Raises as ``caller`` does."""
+        if number.startswith(SIGN):
+            return self._person(number)
+        key = self._keys.now()[0].get(number)
         return key if key is not None and key.state(now or datetime.now(UTC)) == "live" else None
 
-    def _keys(self) -> dict[str, ApiKey]:
-        with self._lock:
-            try:
-                found = os.stat(self._root / KEYS)
-                state: tuple[int, ...] | None = (found.st_ino, found.st_mtime_ns, found.st_size, found.st_mode)
-            except FileNotFoundError:
-                state = None
-            if state != self._state:
-                self._known = {key.id: key for key in load_keys(self._root)}
-                self._state = state
-            self._keyless = self._keyless and state is None  # from the first key on, one is needed
-            return self._known
+    def _person(self, number: str) -> Holder | None:
+        found = None if self._sign_on is None else self._people.now()[0].get(number)
+        if found is None or self._sign_on is None:
+            return None
+        member = Member(found, self._sign_on.grants_of(found))
+        return member if member.grants else None
 
 
 def _folder(root: Path) -> Path:
@@ -168,13 +139,8 @@ def _folder(root: Path) -> Path:
     return root
 
 
-def _save(root: Path, keys: Sequence[ApiKey]) -> None:
-    text = json.dumps({"format": FORMAT, "keys": [asdict(key) for key in keys]}, indent=1).encode() + b"\n"
-    Disk().put_private(root / KEYS, text)
-
-
-def _key(said: dict[str, object]) -> ApiKey:
-    key = ApiKey(**{**said, "roles": tuple(said["roles"]), "sets": tuple(said["sets"])})  # type: ignore[arg-type]
+def _key(said: dict[str, Any]) -> ApiKey:
+    key = ApiKey(**{**said, "roles": tuple(said["roles"]), "sets": tuple(said["sets"])})
     words = (key.id, key.name, key.sha256, key.made, *key.roles, *key.sets)
     if not all(isinstance(word, str) for word in words) or not set(key.roles) <= set(ROLES):
         raise ValueError(f"key {key.id!r}")

@@ -19,6 +19,7 @@ from negindex.service.bodies import in_numbers, origin_said
 from negindex.service.held import Held, View, Which
 from negindex.service.metrics import Metrics
 from negindex.service.wire import packed
+from negindex.stages import Stage, listening
 
 ANSWER_BYTES = 1 << 28  # of all answers to one call
 _BYTES = 8
@@ -70,6 +71,7 @@ class Answer(NamedTuple):
 
     body: bytes
     version: int
+    stages: tuple[Stage, ...]  # of the call that it was a part of
 
 
 def answers(held: Held, metrics: Metrics, asked: Sequence[Question]) -> list[Answer]:
@@ -77,24 +79,25 @@ def answers(held: Held, metrics: Metrics, asked: Sequence[Question]) -> list[Ans
 
     Raises what the look-up raises, and Damaged where it named a row that is not in force: no such answer leaves.
     """
-    began = time.perf_counter()
+    began, at = time.perf_counter(), time.time_ns()
+    heard: list[Stage] = []
     digests = next((one.digests for one in asked if one.digests is not None), None)
     view = held.view(asked[0].which, digests)
     first = asked[0]
     told: list[Partial | Near]
-    if isinstance(first, Posterior):
-        told = [*_posteriors(held, view, [one for one in asked if isinstance(one, Posterior)])]
-    else:
-        told = [*_nearby(view, [one for one in asked if isinstance(one, Nearby)])]
+    with listening(heard):
+        if isinstance(first, Posterior):
+            told = [*_posteriors(held, view, [one for one in asked if isinstance(one, Posterior)])]
+        else:
+            told = [*_nearby(view, [one for one in asked if isinstance(one, Nearby)])]
     for one in told:
         _check_in_force(held, metrics, view, one.heaviest.ids if isinstance(one, Partial) else one.ids)
-    searched = time.perf_counter()
-    bodies = [
-        Answer(_body(view, one, question.numbers), view.version) for one, question in zip(told, asked, strict=True)
-    ]
+    searched, so_far = time.perf_counter(), time.time_ns()
+    bodies = [_body(view, one, question.numbers) for one, question in zip(told, asked, strict=True)]
+    stages = (Stage("search", at, so_far), *heard, Stage("encode", so_far, time.time_ns()))
     wanted = [one.error if isinstance(one, Posterior) else None for one in asked]
     metrics.answered(held.name, told, wanted, searched - began, time.perf_counter() - searched)
-    return bodies
+    return [Answer(body, view.version, stages) for body in bodies]
 
 
 def _posteriors(held: Held, view: View, asked: Sequence[Posterior]) -> list[Partial]:

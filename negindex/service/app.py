@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -26,7 +26,13 @@ from negindex.service.pages import site
 from negindex.service.pages.images import Images
 from negindex.service.problems import MEDIA_TYPE, SAY_ALL, problem, status_of
 from negindex.service.settings import Settings
+from negindex.service.sign_on import SignOn
 from negindex.service.state import Handed, State
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
+
+    from negindex.service.provider import Provider
 
 ROUTERS = (routes.router, operations.router)
 _TITLE = "The request cannot be answered"
@@ -38,11 +44,16 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 
 
 def make_app(
-    settings: Settings, keyless: bool = False, images: Images | None = None, handed: Handed | None = None
+    settings: Settings,
+    keyless: bool = False,
+    images: Images | None = None,
+    handed: Handed | None = None,
+    spans: TracerProvider | None = None,
 ) -> FastAPI:
     """The application. keyless: whether anybody may ask, as long as the directory has no keys.
 
-    images: what decodes images for people; without it there are no pages. handed: what stands in no file.
+    images: what decodes images for people; without it there are no pages. handed: what stands in no file. spans:
+    OpenTelemetry's, where each question is to be traced.
     """
     app = FastAPI(
         title="negindex", version=negindex.__version__, lifespan=_lifespan, docs_url=None, redoc_url=None,
@@ -50,13 +61,26 @@ def make_app(
     )  # fmt: skip
     app.state.negindex = State(settings, keyless, handed)
     app.state.images = images
+    app.state.provider = _provider(app.state.negindex.sign_on)
     for router in ROUTERS if images is None else (*ROUTERS, site.router):
         app.include_router(router)
     app.add_exception_handler(NegindexError, _negindex_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
+    if spans is not None:
+        from negindex.service.tracing import Tracing  # what it needs is an extra
+
+        app.add_middleware(Tracing, provider=spans)
     app.add_middleware(Watched, state=app.state.negindex)
     return app
+
+
+def _provider(sign_on: SignOn | None) -> Provider | None:
+    if sign_on is None:
+        return None
+    from negindex.service.provider import Provider  # what it needs is an extra
+
+    return Provider(sign_on)
 
 
 @asynccontextmanager

@@ -6,16 +6,17 @@ import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 
 from negindex.errors import NegindexError
 from negindex.service import metrics
-from negindex.service.access import ROLES
+from negindex.service.document import document, needs, refusals
+from negindex.service.grants import ROLES
 from negindex.service.limits import Refused
-from negindex.service.routes import needs
 from negindex.service.state import State, TheState
 
 router = APIRouter()
-OPEN: dict[str, Any] = {"openapi_extra": {"x-roles": ["anybody"]}}
+OPEN: dict[str, Any] = {"openapi_extra": {"x-roles": ["anybody"]}, "responses": refusals()}
 
 
 @router.get("/health/live", **OPEN)
@@ -32,7 +33,7 @@ async def ready(state: TheState) -> dict[str, str]:
     return {"status": "ready"}
 
 
-@router.get("/metrics", **needs("auditor", "admin"))
+@router.get("/metrics", response_class=PlainTextResponse, **needs("auditor", "admin"))
 async def figures(state: TheState) -> Response:
     """For Prometheus: of all workers together."""
     return Response(await asyncio.to_thread(state.metrics.text), media_type=metrics.MEDIA_TYPE)
@@ -41,8 +42,7 @@ async def figures(state: TheState) -> Response:
 @router.get("/v1/openapi.json", **needs(*ROLES))
 async def openapi(request: Request) -> dict[str, Any]:
     """This document."""
-    document: dict[str, Any] = request.app.openapi()
-    return document
+    return document(request.app)
 
 
 def _readable(state: State) -> bool:

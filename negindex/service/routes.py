@@ -8,20 +8,22 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import torch
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from torch import Tensor
 
 from negindex.errors import OutOfRange, ShapeMismatch
 from negindex.noise import NoiseLevel
-from negindex.service import bodies, wire
-from negindex.service.access import ROLES
+from negindex.service import bodies
 from negindex.service.answering import Nearby, Posterior, Question
 from negindex.service.asked import Asked, AskedNear, AskedPosterior, AskedRows, S, read
 from negindex.service.bodies import digests_array, digests_of, in_numbers, kernel_arrays, kernel_of, origin_said
+from negindex.service.document import ArraysAnswer, Takes, needs
+from negindex.service.grants import ROLES
 from negindex.service.held import Held, View, Which, rows_by_id
 from negindex.service.limits import read_body
-from negindex.service.state import Needs, State, TheState, held_of
-from negindex.service.wire import Arrays, packed, unpacked
+from negindex.service.state import State, TheState, held_of
+from negindex.service.wire import packed, unpacked
+from negindex.stages import Stage
 
 ASKERS = ("sampler", "curator", "approver", "admin")  # whoever may ask what is near
 HANDLERS = ("curator", "approver", "admin")  # whoever may have the rows themselves
@@ -31,16 +33,12 @@ router = APIRouter(prefix="/v1")
 Name = Annotated[str, Path(description="The set's name.", max_length=100)]
 Number = Annotated[int, Path(description="The version.", ge=0, le=1 << 53)]
 Label = Annotated[str | None, Query(description="Only rows under this label.", max_length=500)]
-
-
-def needs(*roles: str, takes: bool = False, gives: bool = False) -> dict[str, Any]:
-    """A route's roles, for the door and for the OpenAPI document. takes, gives: bodies of arrays."""
-    arrays = {"content": {wire.MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}}}}
-    extra: dict[str, Any] = {"x-roles": list(roles), "security": [{"key": []}]}
-    if takes:
-        extra["requestBody"] = {"required": True, **arrays}
-    responses: dict[int | str, dict[str, Any]] = {200: {"description": "Arrays.", **arrays}} if gives else {}
-    return {"dependencies": [Depends(Needs(*roles))], "openapi_extra": extra, "responses": responses}
+POSTERIOR = Takes(bodies.POSTERIOR_ASKED, AskedPosterior)
+NEAR = Takes(bodies.NEAR_ASKED, AskedNear)
+MOMENTS = Takes(bodies.MOMENTS_ASKED, Asked)
+DIGESTS = Takes(bodies.DIGESTS, Asked)
+ROWS = Takes(bodies.IDS, AskedRows)
+SOURCE_KEYS = Takes(bodies.IDS, Asked)
 
 
 # -- what a set is -------------------------------------------------------------------------
@@ -50,7 +48,7 @@ def needs(*roles: str, takes: bool = False, gives: bool = False) -> dict[str, An
 async def sets(request: Request, state: TheState) -> dict[str, list[str]]:
     """The sets that the key is for."""
     names = await asyncio.to_thread(state.sets.names)
-    return {"sets": [name for name in names if request.state.caller.sees(name)]}
+    return {"sets": [name for name in names if request.state.caller.may(ROLES, name)]}
 
 
 @router.get("/sets/{name}", **needs(*ROLES))
@@ -76,14 +74,14 @@ async def version(
     return await asyncio.to_thread(_about, state, held, Which(version, label))
 
 
-@router.get("/sets/{name}/versions/{version}/kernel", **needs(*ASKERS, gives=True))
+@router.get("/sets/{name}/versions/{version}/kernel", **needs(*ASKERS, gives=bodies.KERNEL))
 async def kernel(request: Request, name: Name, version: Number) -> Response:
     """The kernel that weighs where nobody names one."""
     held = await held_of(request, name)
     return _arrays(await asyncio.to_thread(_kernel, held, version))
 
 
-@router.get("/sets/{name}/versions/{version}/digests", **needs(*ASKERS, gives=True))
+@router.get("/sets/{name}/versions/{version}/digests", **needs(*ASKERS, gives=bodies.DIGESTS_TOLD))
 async def digests(request: Request, name: Name, version: Number, label: Label = None) -> Response:
     """Ids of the rows in force, and the sha256 of each one's stored bytes."""
     held = await held_of(request, name)
@@ -93,10 +91,10 @@ async def digests(request: Request, name: Name, version: Number, label: Label = 
 # -- what is asked -------------------------------------------------------------------------
 
 
-@router.post("/sets/{name}/posterior", **needs(*ASKERS, takes=True, gives=True))
+@router.post("/sets/{name}/posterior", **needs(*ASKERS, takes=POSTERIOR, gives=bodies.POSTERIOR_TOLD))
 async def posterior(request: Request, state: TheState, name: Name) -> Response:
     """What the set says of noisy samples, at the version that the question names."""
-    arrays, asked = await _taken(request, state, bodies.POSTERIOR_ASKED, AskedPosterior)
+    arrays, asked = await _taken(request, state, POSTERIOR)
     x_t, level = arrays["x_t"], NoiseLevel(arrays["alpha"], arrays["sigma"])
     sent = None
     if asked.kernel and ("projection" in arrays or "temperatures" in arrays):
@@ -109,10 +107,10 @@ async def posterior(request: Request, state: TheState, name: Name) -> Response:
     return await _answered(request, state, name, question, samples)
 
 
-@router.post("/sets/{name}/near", **needs(*ASKERS, takes=True, gives=True))
+@router.post("/sets/{name}/near", **needs(*ASKERS, takes=NEAR, gives=bodies.NEAR_TOLD))
 async def near(request: Request, state: TheState, name: Name) -> Response:
     """The rows nearest to samples; an infinite radius is none."""
-    arrays, asked = await _taken(request, state, bodies.NEAR_ASKED, AskedNear)
+    arrays, asked = await _taken(request, state, NEAR)
     x, radius = arrays["x"], arrays["radius"]
     noise, samples = arrays.get("noise", torch.zeros_like(radius)), _samples(x, state)
     for name, each in (("radius", radius), ("noise", noise)):
@@ -124,34 +122,34 @@ async def near(request: Request, state: TheState, name: Name) -> Response:
     return await _answered(request, state, name, question, samples)
 
 
-@router.post("/sets/{name}/moments", **needs(*ASKERS, takes=True, gives=True))
+@router.post("/sets/{name}/moments", **needs(*ASKERS, takes=MOMENTS, gives=bodies.MOMENTS_TOLD))
 async def moments(request: Request, state: TheState, name: Name) -> Response:
     """Count, mean and scatter of the rows."""
-    arrays, asked = await _taken(request, state, bodies.MOMENTS_ASKED, Asked)
+    arrays, asked = await _taken(request, state, MOMENTS)
     held = await held_of(request, name)
     return _arrays(await asyncio.to_thread(_moments, held, _which(asked), _left_out(arrays)))
 
 
-@router.post("/sets/{name}/holds", **needs(*ASKERS, takes=True, gives=True))
+@router.post("/sets/{name}/holds", **needs(*ASKERS, takes=DIGESTS, gives=bodies.HELD))
 async def holds(request: Request, state: TheState, name: Name) -> Response:
     """Of each digest, whether a row in force has it."""
-    arrays, asked = await _taken(request, state, bodies.DIGESTS, Asked)
+    arrays, asked = await _taken(request, state, DIGESTS)
     held = await held_of(request, name)
     return _arrays(await asyncio.to_thread(_holds, held, _which(asked), digests_of(arrays["digests"])))
 
 
-@router.post("/sets/{name}/rows", **needs(*HANDLERS, takes=True, gives=True))
+@router.post("/sets/{name}/rows", **needs(*HANDLERS, takes=ROWS, gives=bodies.ROWS_TOLD))
 async def rows(request: Request, state: TheState, name: Name) -> Response:
     """Rows in force, by their ids: the content itself."""
-    arrays, asked = await _taken(request, state, bodies.IDS, AskedRows)
+    arrays, asked = await _taken(request, state, ROWS)
     held = await held_of(request, name)
     return _arrays(await asyncio.to_thread(_rows, held, asked, _ids(arrays)))
 
 
-@router.post("/sets/{name}/source-keys", **needs(*ASKERS, takes=True))
+@router.post("/sets/{name}/source-keys", **needs(*ASKERS, takes=SOURCE_KEYS))
 async def source_keys(request: Request, state: TheState, name: Name) -> dict[str, dict[int, str]]:
     """{id: source key} of rows in force, for receipts."""
-    arrays, asked = await _taken(request, state, bodies.IDS, Asked)
+    arrays, asked = await _taken(request, state, SOURCE_KEYS)
     held = await held_of(request, name)
     return {"keys": await asyncio.to_thread(_source_keys, held, asked, _ids(arrays))}
 
@@ -159,23 +157,25 @@ async def source_keys(request: Request, state: TheState, name: Name) -> dict[str
 # -- inside --------------------------------------------------------------------------------
 
 
-async def _taken(request: Request, state: State, wanted: Arrays, kind: type[S]) -> tuple[dict[str, Tensor], S]:
-    began, settings = time.perf_counter(), state.settings
+async def _taken(request: Request, state: State, takes: Takes[S]) -> tuple[dict[str, Tensor], S]:
+    began, since, settings = time.perf_counter(), time.time_ns(), state.settings
     body = await read_body(request, settings.body_bytes, settings.body_seconds, state.room)
-    arrays, said = unpacked(body, wanted)
+    arrays, said = unpacked(body, takes.arrays)
     state.metrics.stage("read", time.perf_counter() - began)
-    return arrays, read(kind, said)
+    request.state.stages = [Stage("read", since, time.time_ns())]
+    return arrays, read(takes.said, said)
 
 
 async def _answered(request: Request, state: State, name: str, question: Question, samples: int) -> Response:
     held = state.sets.get(name)
     told = await state.ask(held, question, samples)
     request.state.version, request.state.samples = told.version, samples
+    request.state.stages.extend(told.stages)
     return _arrays(told.body)
 
 
 def _arrays(body: bytes) -> Response:
-    return Response(body, media_type=wire.MEDIA_TYPE)
+    return ArraysAnswer(body)
 
 
 def _samples(x: Tensor, state: State) -> int:

@@ -16,7 +16,9 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from importlib.util import find_spec
 from multiprocessing.context import SpawnProcess
+from typing import TYPE_CHECKING
 
 import torch
 import uvicorn
@@ -33,11 +35,16 @@ from negindex.service.logs import log, log_config
 from negindex.service.metrics import SHARED
 from negindex.service.pages.images import Images
 from negindex.service.settings import Settings, check_backups, check_exposure
+from negindex.service.sign_on import sign_on_of
 from negindex.service.state import Handed, signing_key
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 BACKLOG = 2048  # connections that wait
 KEEP_ALIVE = 75  # seconds that a connection may be idle
 LOOK_EVERY = 0.2  # seconds between looks at the processes
+_OTEL = ("opentelemetry", "opentelemetry.sdk", "opentelemetry.exporter")
 END_WITHIN = 5.0  # seconds beyond the grace after which a process is killed
 
 
@@ -82,6 +89,10 @@ def check(settings: Settings, passphrase: str | None = None) -> bool:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.certificate, settings.certificate_key)
         except (ssl.SSLError, OSError) as error:
             raise InvalidInput(f"{settings.certificate} and its key do not go together ({error})") from error
+    if sign_on_of(settings) is not None and find_spec("authlib") is None:
+        raise InvalidInput('people cannot log in through a provider without authlib: pip install "negindex[oidc]"')
+    if settings.traces and any(find_spec(name) is None for name in _OTEL):
+        raise InvalidInput('spans cannot be sent without OpenTelemetry: pip install "negindex[otel]"')
     return not keys and (settings.is_local or settings.insecure)
 
 
@@ -151,7 +162,19 @@ def work(
     """A worker's process, which ends when its parent has."""
     torch.set_num_threads(settings.threads)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-    uvicorn.Server(config_of(settings, functools.partial(make_app, settings, keyless, images, handed))).run([listens])
+    spans = _spans() if settings.traces else None
+    app = functools.partial(make_app, settings, keyless, images, handed, spans)
+    try:
+        uvicorn.Server(config_of(settings, app)).run([listens])
+    finally:
+        if spans is not None:
+            spans.shutdown()  # sends what is left
+
+
+def _spans() -> TracerProvider:
+    from negindex.service.tracing import exporting  # what it needs is an extra
+
+    return exporting()
 
 
 class Supervisor:

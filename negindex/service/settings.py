@@ -69,6 +69,20 @@ class Settings(BaseSettings):
     webhook: SecretStr | None = Field(
         None, description="URL that is told of deadlines near or missed, and failed backups."
     )
+    oidc_issuer: str | None = Field(None, description="OpenID provider that people log in with: its issuer's URL.")
+    oidc_client: str | None = Field(None, description="The id that the provider knows this service by.")
+    oidc_secret: SecretStr | None = Field(None, description="The client's secret: by environment or file alone.")
+    oidc_secret_file: Path | None = Field(None, description="A file that holds the client's secret, mode 600.")
+    oidc_address: str | None = Field(None, description="This service's own address, as browsers see it.")
+    oidc_scope: str = Field("openid", description="What the provider is asked for, openid among it.")
+    oidc_claim: str = Field("groups", min_length=1, description="The ID token's claim that names a person's groups.")
+    oidc_grants: tuple[str, ...] = Field(
+        (), description="GROUP=ROLE[,ROLE][@SET[,SET]]: what a group may do on pages; may be given again."
+    )
+    oidc_minutes: float = Field(
+        60.0, gt=0, le=600, description="After which a person's session ends, and the provider is asked again."
+    )
+    traces: bool = Field(False, description="Send OpenTelemetry's spans where the OTEL_* environment says.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     grace_seconds: int = Field(20, ge=1, description="Time that answers under way get when the service stops.")
 

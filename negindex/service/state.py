@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -13,15 +14,18 @@ from fastapi import Depends, Request
 
 from negindex.errors import NegindexError
 from negindex.keys import Key
-from negindex.service.access import NOBODY, Caller, Door
+from negindex.service.access import Door
 from negindex.service.answering import Answer, Question, answers
 from negindex.service.batching import Lane
 from negindex.service.encoding import Channel, Encoders
+from negindex.service.grants import NOBODY, Caller
 from negindex.service.held import Held, Sets
 from negindex.service.limits import Rate, Refused, Room, Turns
 from negindex.service.logs import log
 from negindex.service.metrics import Metrics
 from negindex.service.settings import Settings, is_local
+from negindex.service.sign_on import sign_on_of
+from negindex.stages import Stage
 
 TICK = 0.25  # seconds between looks at what the sets' records say
 BODIES = 8  # largest bodies that a worker has room for at once
@@ -47,7 +51,8 @@ class State:
         self.encoders = Encoders(handed.channel, settings.encoder)
         self.turns = Turns(settings.uploads, self.metrics.uploads)
         self.sets = Sets(settings.root, settings.pins)
-        self.door = Door(settings.root, keyless)
+        self.sign_on = sign_on_of(settings)
+        self.door = Door(settings.root, keyless, self.sign_on)
         self.rate = Rate(settings.rate, settings.burst)
         self.strangers = Rate(settings.strangers, PATIENCE * settings.strangers)
         self.room = Room(BODIES * settings.body_bytes)
@@ -85,9 +90,10 @@ class State:
                 return answers(held, self.metrics, asked)
 
             lane = self._lanes[held] = Lane(answer, self.pool, most, waiting)
+        since = time.time_ns()
         told, waited = await lane.ask(question.group, question, samples)
         self.metrics.stage("wait", waited)
-        return told
+        return told._replace(stages=(Stage("wait", since, since + int(1e9 * waited)), *told.stages))
 
     async def _watch(self) -> None:
         while True:
@@ -127,7 +133,7 @@ class Needs:
         if not caller.may(self.roles):
             raise Refused(403, f"this key's roles are not among {', '.join(self.roles)}", "NotAllowed")
         name = request.path_params.get("name")
-        if name is not None and not caller.sees(name):
+        if name is not None and not caller.may(self.roles, name):
             raise Refused(403, "this key is for other sets", "NotAllowed")
         return caller
 

@@ -74,7 +74,7 @@ def _logs(request: Request, receipt: Receipt) -> list[list[Record]]:
     known, caller = state_of(request).sets, caller_of(request)
     wanted = {stated.set_id.partition("#")[0] for stated in (*receipt.sets, *receipt.reference)}
     found: dict[str, list[Record]] = {}
-    for name in filter(caller.sees, known.names()):
+    for name in [one for one in known.names() if caller.may(READERS, one)]:
         with suppress(NegindexError):
             collection = known.get(name).collection
             if collection.set_id in wanted:

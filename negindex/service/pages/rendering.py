@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
 from fastapi import Request, Response
@@ -22,6 +22,9 @@ from negindex.service.pages import words
 from negindex.service.pages.sessions import LONGEST, Session, Sessions
 from negindex.service.problems import status_of
 from negindex.service.state import state_of
+
+if TYPE_CHECKING:
+    from negindex.service.provider import Provider  # what it needs is an extra
 
 HERE = Path(__file__).parent
 HOME, LOGIN = "/pages", "/pages/login"
@@ -68,7 +71,13 @@ def data_url(png: bytes) -> str:
 def sessions_of(request: Request) -> Sessions:
     """What makes and reads this service's sessions."""
     state = state_of(request)
-    return Sessions(state.settings.root, state.door)
+    return Sessions(state.settings.root, state.door, 60 * state.settings.oidc_minutes)
+
+
+def provider_of(request: Request) -> Provider | None:
+    """Whom people log in with, where that is set up."""
+    provider: Provider | None = request.app.state.provider
+    return provider
 
 
 def cookie_name(request: Request, kind: str = "session") -> str:
@@ -76,11 +85,21 @@ def cookie_name(request: Request, kind: str = "session") -> str:
     return f"__Host-negindex-{kind}" if request.url.scheme == "https" else f"negindex-{kind}"
 
 
-def keep_cookie(request: Request, response: Response, value: str, kind: str = "session", age: int = LONGEST) -> None:
-    """Have the browser keep a cookie that no script and no other site gets."""
+def keep_cookie(
+    request: Request,
+    response: Response,
+    value: str,
+    kind: str = "session",
+    age: int = LONGEST,
+    samesite: Literal["strict", "lax"] = "strict",
+) -> None:
+    """Have the browser keep a cookie that no script and no other site gets.
+
+    samesite: "lax" for what has to come along when another site's page leads back here.
+    """
     secure = request.url.scheme == "https"
     response.set_cookie(
-        cookie_name(request, kind), value, max_age=age, path="/", secure=secure, httponly=True, samesite="strict"
+        cookie_name(request, kind), value, max_age=age, path="/", secure=secure, httponly=True, samesite=samesite
     )
 
 

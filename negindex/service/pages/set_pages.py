@@ -39,7 +39,7 @@ class Summary(NamedTuple):
 def sets(request: Request) -> Response:
     """The sets that the key is for."""
     known, caller = state_of(request).sets, caller_of(request)
-    found = [_summary(request, name) for name in known.names() if caller.sees(name)]
+    found = [_summary(request, name) for name in known.names() if caller.may(READERS, name)]
     return page(request, "sets.html", found=found)
 
 
@@ -88,7 +88,7 @@ def history(request: Request, at: str = "", before: Start | None = None, start: 
 def looked_at(request: Request) -> Response:
     """Who looked at what, the last first."""
     caller = caller_of(request)
-    found = [one for one in reveals(state_of(request).settings.root) if caller.sees(one.set)]
+    found = [one for one in reveals(state_of(request).settings.root) if caller.may(AUDITORS, one.set)]
     return page(request, "reveals.html", found=found)
 
 

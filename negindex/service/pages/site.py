@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Response
 
 from negindex.service.limits import Refused
-from negindex.service.pages import claim_pages, claiming, login, receipt_pages, row_pages, set_pages
+from negindex.service.pages import claim_pages, claiming, login, provided, receipt_pages, row_pages, set_pages
 from negindex.service.pages.rendering import HERE, HOME, PageRoute, go
 
 _TYPES = {
@@ -31,5 +31,5 @@ def static(file: str) -> Response:
     return Response(_FILES[file], media_type=_TYPES[file])
 
 
-for _part in (login, set_pages, claim_pages, claiming, row_pages, receipt_pages):
+for _part in (login, provided, set_pages, claim_pages, claiming, row_pages, receipt_pages):
     router.include_router(_part.router)

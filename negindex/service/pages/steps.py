@@ -11,7 +11,7 @@ from negindex.claims import Claim
 from negindex.collection import Collection
 from negindex.errors import InvalidInput
 from negindex.schema import CLOSED, LIVE
-from negindex.service.access import Caller
+from negindex.service.grants import Caller
 from negindex.service.pages.forms import Form
 from negindex.service.pages.visits import DECIDERS, HANDLERS, INTAKE
 

@@ -10,8 +10,8 @@ from fastapi import Depends, Request
 
 from negindex.collection import Collection
 from negindex.errors import NotThere
-from negindex.service.access import Caller
 from negindex.service.encoding import RowMaker
+from negindex.service.grants import Caller
 from negindex.service.held import Held
 from negindex.service.limits import Refused
 from negindex.service.pages.images import Images
@@ -45,10 +45,12 @@ class Visits:
         request.state.caller = caller = session.caller
         state_of(request).rate.check(caller.id)
         if not caller.may(self.roles):
-            raise Refused(403, f"this is for {', '.join(self.roles)}, and your key is {', '.join(caller.roles)}")
+            raise Refused(403, f"this is for {', '.join(self.roles)}, and you are {', '.join(caller.roles)}")
         name = request.path_params.get("name")
-        if name is not None and not caller.sees(name):
-            raise Refused(403, "your key is for other sets", "NotAllowed")
+        if name is not None:
+            if not caller.may(self.roles, name):
+                raise Refused(403, "what you may do is for other sets", "NotAllowed")
+            request.state.caller = caller = caller.at(name)
         return caller
 
 
@@ -102,5 +104,5 @@ def maker_of(request: Request) -> RowMaker | None:
 
 
 def signature_of(request: Request) -> str:
-    """How the record names who did something: by the key's number."""
-    return f"key {caller_of(request).id}"
+    """How the record names who did something: by the number of the key, or of the person."""
+    return caller_of(request).called
