@@ -210,7 +210,7 @@ def _looked_at(ask: Asking, x: Tensor, s: float, mixture: Mixture) -> dict[str, 
     from negindex.negatives import Query
     from negindex.noise import NoiseLevel
 
-    every = {"weighed": len(mixture), "opened": len(mixture.clusters.counts)}
+    every: dict[str, float] = {"weighed": len(mixture), "opened": len(mixture.clusters.counts)}
     if not mixture.models(ask.kernel):
         return {**every, "read": len(mixture)}
     query = Query(x, NoiseLevel(1.0, s).expand(len(x)), ask.kernel, ask.k, ask.error)
