@@ -28,7 +28,7 @@ USUAL_ERROR = 0.02  # of the rms radius: where no error is asked for, reading en
 ASKED = 4  # times as many rows as usual are read, at most, where an error is asked for
 _FIRST, _MORE = 256, 4  # rows of the first round, and how many times as many have been read after each further one
 _LIKELY = 3.0  # deviations above its log-weight at which a row's claim to be read is judged
-_SINGLE = 1 << 15  # rows that could weigh most are looked at one by one, the others cluster by cluster
+_SINGLE = 1 << 14  # rows that could weigh most are looked at one by one, the others cluster by cluster
 _EXACT = 64  # clusters whose mean beyond the projection counts in full
 _SETTLED = 256  # heaviest rows that are subtracted in float64
 _CACHED = 1 << 18  # numbers
@@ -246,7 +246,7 @@ class _Rest(NamedTuple):
             log_share=log_weight,
             deviation=torch.cat([known.deviation[done:], known.spread]) * wide,
             many=torch.cat([torch.ones(many, dtype=torch.float64), known.many]),
-            distance=_squared_distances(clusters, left, read.mean),
+            distance=log_weight,  # set below, of those that matter
         )
         of_rows, log_norm = read.log_norm, read.log_norm
         for _ in range(3):  # no row may count for more than the whole, which is not known before
@@ -256,7 +256,9 @@ class _Rest(NamedTuple):
             whole = exp(of_rows - log_norm) + float(share.sum())
             log_norm += log(whole)
         share, light = (torch.zeros_like(log_weight).index_copy_(0, matter, part / whole) for part in (share, light))
-        error = SURE * stated(over.some(matter)) / max(clusters.rms, 1e-300) + _ROUNDING
+        single, group = left[matter[matter < many]], matter[matter >= many] - many
+        over = over.some(matter)._replace(distance=_squared_distances(clusters, single, group, read.mean))
+        error = SURE * stated(over) / max(clusters.rms, 1e-300) + _ROUNDING
         lights = (light[:many], light[many:])
         return cls(log_norm, exp(of_rows - log_norm), share[:many], share[many:], lights, error)
 
@@ -288,12 +290,12 @@ def _factor(known: _Known, read: _Read) -> float:
     return float(apart.square().mean().sqrt())
 
 
-def _squared_distances(clusters: Clusters, rows: Tensor, mean: Tensor) -> Tensor:
-    """Of rows (n,) and then of the rows of clusters, on average, from a point (D,) about the centre, squared."""
+def _squared_distances(clusters: Clusters, rows: Tensor, groups: Tensor, mean: Tensor) -> Tensor:
+    """Of rows (n,) and then of the rows of clusters (c,), on average, from a point (D,) about the centre, squared."""
     inside = clusters.space.kernel.reduce(mean[None])[0]
     length = mean.square().sum()  # of the point; what it has beyond the projection counts as unlike any row's
     products = clusters.reduced[rows] @ inside.float()
     single = (clusters.lengths[rows] - 2 * products + clusters.beyond[rows]).double()
-    about = clusters.gaussians.mean @ inside.float()
-    group = clusters.whole.squares / clusters.counts.clamp_min(1) - 2 * about.double()
+    about = clusters.gaussians.mean[groups] @ inside.float()
+    group = clusters.whole.squares[groups] / clusters.counts[groups].clamp_min(1) - 2 * about.double()
     return (torch.cat([single, group]) + length).clamp_min(0)

@@ -252,7 +252,7 @@ class Snapshot(Scan):
         Cost: else one pass over all rows, the first time.
         """
         split = self._split
-        if split is not None and split.index.kernel == kernel.fingerprint:
+        if split is not None and kernel in (LITERAL, split.mixture.kernel):
             return split.mixture.clusters.rms / split.scale
         return self._radius
 

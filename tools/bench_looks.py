@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def looked_at(ask: Asking, x: Tensor, s: float, mixture: Mixture) -> dict[str, float]:
     """Means over samples (B, *S): rows weighed, clusters opened, rows read."""
-    every = {"weighed": len(mixture), "opened": len(mixture.clusters.counts)}
+    every: dict[str, float] = {"weighed": len(mixture), "opened": len(mixture.clusters.counts)}
     if not mixture.models(ask.kernel):
         return {**every, "read": len(mixture)}
     if ask.kernel != mixture.kernel:
