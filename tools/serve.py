@@ -11,7 +11,7 @@ import click
 from negindex.tools.common import errors_to_exit_codes
 
 
-class _Pair(click.ParamType):
+class _Pair(click.ParamType[tuple[str, Path]]):
     """SET=FOLDER."""
 
     name = "SET=FOLDER"

@@ -64,7 +64,7 @@ async def take(request: Request) -> Response:
 async def leave(request: Request, form: TheForm) -> Response:
     """The browser forgets the session."""
     request.state.leaves = True
-    response = go(LOGIN)
+    response: Response = go(LOGIN)
     provider = provider_of(request)
     if provider is not None and caller_of(request).kind == "person":
         farewell: str | None = None
