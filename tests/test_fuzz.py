@@ -49,9 +49,10 @@ def service(tmp_path_factory):
 @st.composite
 def cases(draw, operation):
     """A request to an operation, as its document allows, or not."""
-    mode = draw(st.sampled_from([GenerationMode.POSITIVE, GenerationMode.NEGATIVE]))
-    known = {one.name: KNOWN[one.name] for one in operation.path_parameters if draw(st.integers(0, 3))}
     content = content_of(operation.definition.raw)
+    wrong = draw(st.integers(0, 1 if content is None else 5)) == 0  # in path or query, or without a key
+    mode = GenerationMode.NEGATIVE if wrong else GenerationMode.POSITIVE
+    known = {one.name: KNOWN[one.name] for one in operation.path_parameters if draw(st.integers(0, 3))}
     if content is None and mode == GenerationMode.NEGATIVE and not (operation.path_parameters or operation.query):
         mode = GenerationMode.POSITIVE  # nothing about it can be wrong
     case = draw(operation.as_strategy(mode, path_parameters=known or None))
