@@ -249,7 +249,7 @@ def test_the_index_answers_near_without_a_scan(col, monkeypatch):  # noqa: F811
     snapshot = col.snapshot()
     snapshot.split(learned().kernel)
     monkeypatch.setattr(type(snapshot), "blocks", None)
-    near = col.near(rows(COUNT)[::100].double(), 0.5, 1)
+    near = snapshot.near(rows(COUNT)[::100].double(), 0.5, 1)
     assert near.ids[:, 0].tolist() == list(range(1, COUNT + 1, 100))
 
 
