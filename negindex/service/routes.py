@@ -113,9 +113,9 @@ async def near(request: Request, state: TheState, name: Name) -> Response:
     arrays, asked = await _taken(request, state, NEAR)
     x, radius = arrays["x"], arrays["radius"]
     noise, samples = arrays.get("noise", torch.zeros_like(radius)), _samples(x, state)
-    for name, each in (("radius", radius), ("noise", noise)):
+    for what, each in (("radius", radius), ("noise", noise)):
         if len(each) != samples:
-            raise ShapeMismatch(f"{name} of shape {tuple(each.shape)} for {samples} samples; give one each")
+            raise ShapeMismatch(f"{what} of shape {tuple(each.shape)} for {samples} samples; give one each")
     if asked.k is None and samples and bool(radius.isinf().any()):
         raise OutOfRange("near without a limit; give radius, or k, or both")
     question = Nearby(_which(asked), _left_out(arrays), x, radius, noise, asked.k, asked.numbers)
