@@ -86,7 +86,7 @@ def test_within_finds_every_near_pair_and_no_other(a, b, distance):
 
 @pytest.mark.parametrize("cost", [0, 1e18], ids=["bands", "every pair"])
 @given(sets(), DISTANCES)
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_groups_are_the_connected_parts(cost, bits, distance):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hamming, "_LOOK_UP_COST", cost)

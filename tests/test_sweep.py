@@ -245,10 +245,10 @@ def test_what_a_row_was_made_of_is_kept_beside_it(held, folder):
 
 def test_rows_that_another_process_puts_in_meanwhile_are_not_counted(held, photos, tmp_path):
     class Beside(Collection):
-        def add(self, rows, source_keys, **options):
+        def add_incoming(self, given, **options):
             size = len(held)
             held.add(np.random.default_rng(size).normal(size=(5, *self.shape)), [f"{size}/{i}" for i in range(5)])
-            return super().add(rows, source_keys, **options)
+            return super().add_incoming(given, **options)
 
     inputs = [*given(tmp_path, new=photos[0].resize((50, 40))), *sources_in([tmp_path / "photos"])]
     ready = [Item(key, key, row=ENCODER.encode(file)) for key, file in inputs]  # not known before they are added

@@ -104,7 +104,7 @@ def _measured(
     calibration = known or calibrate(negatives.collection.snapshot(), benign.collection.snapshot(), seed=seed)
     unsafe, reference = (engine(one, calibration) for one in (negatives, benign))
     sizing, gate = timed(lambda: CopyGate().sized(unsafe.snapshot, reference.snapshot))
-    few = Exact(population.block("rows", 0, FEW).half())
+    few = Exact(population.block("rows", 0)[:FEW].half())
     alone = few.take(torch.arange(planted)).rows.double().reshape(-1, *shape)
     first, _ = timed(lambda: unsafe.snapshot.near(alone[:1], 0.0))
     say("looking for other rows near those that are copied")

@@ -49,7 +49,7 @@ Examples:
     "--images",
     "folders",
     metavar="FOLDER",
-    type=click.Path(path_type=Path, exists=True),
+    type=click.Path(path_type=Path),
     multiple=True,
     help="Images to ask about too, such as a model made; again for more.",
 )

@@ -6,6 +6,7 @@ Other parts, such as pages for people, bring a router each and a line in ``ROUTE
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
@@ -60,7 +61,7 @@ def make_app(
         openapi_url=None,
     )  # fmt: skip
     app.state.negindex = State(settings, keyless, handed)
-    app.state.images = images
+    app.state.images, app.state.spans = images, spans
     app.state.provider = _provider(app.state.negindex.sign_on)
     for router in ROUTERS if images is None else (*ROUTERS, site.router):
         app.include_router(router)
@@ -89,6 +90,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     log("started")
     yield
     await app.state.negindex.stop()
+    if app.state.spans is not None:
+        await asyncio.to_thread(app.state.spans.force_flush)  # here: uvicorn ends the process by the signal it had
     log("stopped")
 
 

@@ -164,11 +164,7 @@ def work(
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     spans = _spans() if settings.traces else None
     app = functools.partial(make_app, settings, keyless, images, handed, spans)
-    try:
-        uvicorn.Server(config_of(settings, app)).run([listens])
-    finally:
-        if spans is not None:
-            spans.shutdown()  # sends what is left
+    uvicorn.Server(config_of(settings, app)).run([listens])
 
 
 def _spans() -> TracerProvider:
