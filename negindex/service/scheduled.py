@@ -9,6 +9,7 @@ import errno
 import logging
 import math
 import re
+import shutil
 import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -29,6 +30,7 @@ from negindex.service.settings import Settings
 from negindex.verify import verify
 
 AGAIN = timedelta(minutes=10)  # after a failure, unless backups are due more often
+ASIDE = ".new"  # how the folder of a backup that is being made ends
 _NAME = re.compile(r"\d{8}T\d{6}Z")
 
 
@@ -96,7 +98,7 @@ class Backups:
         with writer_lock(folder, wait=0):
             if not self._is_due(name, collection, now):  # another service made one meanwhile
                 return False
-            self._sweep(name, collection)
+            self._sweep(name, collection, folder)
             self._make(collection, folder / now.strftime("%Y%m%dT%H%M%SZ"))
             self._note(name, collection)
             for one in self._there(name, collection)[: -self._keep]:
@@ -116,12 +118,15 @@ class Backups:
         if name in self._failing and self._failing[name].last_good != _said(newest):
             del self._failing[name], self._not_before[name]
 
-    def _sweep(self, name: str, collection: Collection) -> None:
-        """Take away what a crash left of those that were never finished."""
+    def _sweep(self, name: str, collection: Collection, folder: Path) -> None:
+        """Take away what a crash left of those that were never finished, whether they came on record or not."""
         for one in self._own(name, collection):
             if one.found == UNFINISHED:
                 with suppress(Locked):  # somebody is making it
                     collection.remove_backup(one.path)
+        for left in folder.glob(f"*{ASIDE}"):
+            if _NAME.fullmatch(left.name.removesuffix(ASIDE)):
+                shutil.rmtree(left)
 
     def _folder(self, name: str, collection: Collection) -> Path:
         """The set's folder of backups, made for its first. Raises NotThere where it was there before."""
