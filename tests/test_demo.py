@@ -11,7 +11,7 @@ from negindex import Collection
 from negindex.tools import digits
 from negindex.tools.demo_measures import Measured, asked_for_avoided, asked_for_others, unconditional
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1800)
 
 
 def test_every_figure_of_the_demo_holds(demo_run):

@@ -28,7 +28,7 @@ def test_every_block_of_the_readme_is_of_a_kind_that_is_run_here():
     assert {kind for kind, _ in BLOCKS} == {"console", "python"}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_the_readme_runs_from_top_to_bottom_as_printed(demo_run, monkeypatch):
     """make demo has run in the reader's folder; then each block in turn, in one Python session."""
     assert demo_run.returncode == 0, demo_run.stdout
