@@ -39,7 +39,7 @@ from negindex.states import Note, Outstanding
 from negindex.store import CATALOGUE, MARK, NEW, SEGMENTS, Store, backup_mark
 from negindex.text import is_unicode
 
-__all__ = ["THERE", "UNFINISHED", "Backup", "Kept", "forget", "kept", "make", "remove", "restore"]
+__all__ = ["THERE", "UNFINISHED", "Backup", "Kept", "discard", "forget", "kept", "make", "remove", "restore"]
 THERE, UNFINISHED = "there", "never finished"
 _PIECE = 1 << 20
 
@@ -325,10 +325,15 @@ def remove(store: Store, path: Path) -> None:
     elif not aside.is_dir() and looks != UNFINISHED:
         raise NotThere(f"{wanted} is {looks}; bring it back, or say that it is gone (`negindex backup --gone`)")
     if aside.is_dir():
-        with writer_lock(aside, wait=0):
-            shutil.rmtree(aside)
+        discard(aside)
     with store.catalogue.upkeep() as change:
         change.no_backup(found.id, found.path)
+
+
+def discard(aside: Path) -> None:
+    """Delete a backup's folder under ``NEW``. Raises Locked while somebody is at it."""
+    with writer_lock(aside, wait=0):
+        shutil.rmtree(aside)
 
 
 def _set_aside(store: Store, backup: Backup, aside: Path) -> None:

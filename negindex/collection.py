@@ -172,7 +172,9 @@ class Collection(Following):
         other bytes it raises DuplicateKey. A key that was withdrawn comes back under a new id. Content that a claim
         or an erasure keeps out raises ContentRefused. All rows are added, or none.
         """
-        given = incoming(self._store.meta, rows, source_keys, label, sources, embeddings, embedded_by)
+        given = self.incoming(
+            rows, source_keys, label=label, sources=sources, embeddings=embeddings, embedded_by=embedded_by
+        )
         return self.add_incoming(given, reason=reason, by=by)
 
     def incoming(

@@ -190,7 +190,7 @@ class Snapshot(Scan):
     def blocks(self, size: int) -> Iterator[Block]:
         parts = [(one, some[at : at + size]) for one, some in self._parts for at in range(0, len(some), size)]
         for number, (segment, places) in enumerate(parts):
-            for following, soon in parts[number + 1 : number + 1 + _AHEAD]:
+            for following, soon in parts[number + _AHEAD if number else 1 : number + 1 + _AHEAD]:
                 _expect(following, soon)
             rows = _read(segment.rows, places)
             yield Block(torch.from_numpy(segment.ids[places]), torch.from_numpy(rows).flatten(1))

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from negindex.calibration import LEVELS
+from negindex.calibration import FEWEST_ROWS, LEVELS
 from negindex.errors import OutOfRange, ShapeMismatch
+from negindex.held_out import NEAR_DUPLICATE
 from negindex.kernel import Kernel
 from negindex.negatives import row_elements
 from negindex.noise import NoiseLevel
@@ -23,8 +24,6 @@ from negindex.snapshot import Snapshot
 HELD_OUT, COPIES, REFERENCE = "held out", "copies", "reference"
 RATIO, TRIGGER, COPY = "ratio", "trigger", "copy"
 FALSE = 0.01  # of harmless images that a cautious prior lets speak up, at the level where most do
-_DUPLICATE = 0.15  # of the rms radius: such rows are held out with the row that they copy
-_FEWEST = 200
 _AT_ONCE = 16
 _LEAST = 1e-12
 
@@ -79,8 +78,8 @@ def heard(
     Raises OutOfRange for sets of fewer than 200 rows beside those held out.
     """
     for name, one in (("negatives", negatives), ("reference", reference)):
-        if len(one) < _FEWEST + rows:
-            raise OutOfRange(f"{len(one)} {name}; measuring takes {_FEWEST + rows}, of which {rows} are held out")
+        if len(one) < FEWEST_ROWS + rows:
+            raise OutOfRange(f"{len(one)} {name}; measuring takes {FEWEST_ROWS + rows}, of which {rows} are held out")
     for name, samples in (generated or {}).items():
         if tuple(samples.shape[1:]) != negatives.shape:
             raise ShapeMismatch(f"{name} of shape {tuple(samples.shape[1:])} for rows of {negatives.shape}")
@@ -148,12 +147,12 @@ def _held_out(one: Snapshot, rows: int, seed: int) -> tuple[Snapshot, Tensor]:
     """
     places = torch.randperm(len(one), generator=generator(seed))[:rows]
     held = one.take(places).rows.reshape(-1, *one.shape).float()
-    near = [one.near(some, _DUPLICATE * one.radius(one.default_kernel)) for some in held.split(_AT_ONCE)]
+    near = [one.near(some, NEAR_DUPLICATE * one.radius(one.default_kernel)) for some in held.split(_AT_ONCE)]
     gone = torch.cat([part.ids[part.found] for part in near]).unique()
-    if len(one) - len(gone) < _FEWEST:
+    if len(one) - len(gone) < FEWEST_ROWS:
         raise OutOfRange(
-            f"{len(gone)} of {len(one)} rows are near-duplicates of the {rows} held out; {_FEWEST} others are needed: "
-            "hold fewer rows out, or gather a set whose images differ"
+            f"{len(gone)} of {len(one)} rows are near-duplicates of the {rows} held out; {FEWEST_ROWS} others are "
+            "needed: hold fewer rows out, or gather a set whose images differ"
         )
     digests = one.digests()
     return one.without({digests[i] for i in gone.tolist()}), held

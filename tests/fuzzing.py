@@ -8,16 +8,8 @@ from small_sets import SHAPE
 
 from negindex import Kernel
 from negindex.service.bodies import digests_of, name_of
-from negindex.service.wire import MEDIA_TYPE, packed
+from negindex.service.wire import MEDIA_TYPE, TYPES, packed
 
-TYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "U8": torch.uint8,
-}
 SPECIAL = (math.nan, math.inf, -math.inf, 0.0, -1.0, 1e308, 5e-324, float(1 << 62))
 ODD_WORDS = (
     None,

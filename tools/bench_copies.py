@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from negindex.tools.bench_posterior import folder_of, numbers_in
+from negindex.tools.bench_options import SHAPE, THREADS, folder_of, numbers_in
 from negindex.tools.common import errors_to_exit_codes, machine
 from negindex.tools.options import AS_JSON
 
@@ -33,14 +33,14 @@ Example:
 """
 )
 @click.option("--rows", type=click.IntRange(FEW), default=60_000, show_default=True, help="Negatives in the set.")
-@click.option("--shape", default="4,32,32", show_default=True, help="One row's shape: channels, height, width.")
+@SHAPE
 @click.option(
     "--planted", type=click.IntRange(1, FEW), default=200, show_default=True, help="Rows of which copies are looked up."
 )
 @click.option("--queries", type=click.IntRange(1), default=1000, show_default=True, help="Benign images, a level.")
 @click.option("--scans", type=click.IntRange(0), default=3, show_default=True, help="Look-ups by a scan, a level.")
 @click.option("--seed", default=0, show_default=True, help="Of rows, noise, calibration and index.")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads that torch may use.")
+@THREADS
 @click.option(
     "--keep",
     metavar="DIR",
@@ -86,19 +86,15 @@ def _measured(
     import torch
 
     from negindex import Exact, calibrate
-    from negindex.negatives import row_elements
     from negindex.sampler import CopyGate
     from negindex.tools.bench_measure import engine
     from negindex.tools.bench_plan import REFERENCE
-    from negindex.tools.bench_sets import APART, check_disk, stored
+    from negindex.tools.bench_sets import APART, both
     from negindex.tools.bench_times import timed
     from negindex.tools.latents import Latents
 
-    needed = 2 * row_elements(tuple(shape)) * (rows + rows // REFERENCE)
-    check_disk(folder, 0 if (folder / "negatives").exists() else needed)
     population = Latents(tuple(shape), seed=seed)
-    negatives = stored(folder / "negatives", population, "rows", rows, say)
-    benign = stored(folder / "benign", population, "benign", rows // REFERENCE, say)
+    negatives, benign = both(folder, population, rows, rows // REFERENCE, say)
     say("calibrating, where that was not done before")
     known = negatives.collection.calibration()
     calibration = known or calibrate(negatives.collection.snapshot(), benign.collection.snapshot(), seed=seed)

@@ -34,11 +34,7 @@ def measured(plan: Plan, population: Population, folder: Path, say: Say) -> dict
     from negindex.tools import bench_sets
     from negindex.tools.bench_times import bandwidth, resident, timed
 
-    needed = 2 * row_elements(population.shape) * (plan.rows + plan.reference)
-    say(f"{needed / 1e9:.2f} GB of rows in {folder}")
-    bench_sets.check_disk(folder, 0 if (folder / "negatives").exists() else needed)
-    negatives = bench_sets.stored(folder / "negatives", population, "rows", plan.rows, say)
-    benign = bench_sets.stored(folder / "benign", population, "benign", plan.reference, say)
+    negatives, benign = bench_sets.both(folder, population, plan.rows, plan.reference, say)
     if plan.weigh is None and is_small(negatives.collection.snapshot()):
         raise OutOfRange(
             f"{plan.rows} rows of {population.shape} are scanned; ask for more, or larger, rows, or force an index "

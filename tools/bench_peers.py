@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from negindex.tools.bench_options import SHAPE, numbers_in
 from negindex.tools.bench_times import Spent, timed
 from negindex.tools.common import errors_to_exit_codes, machine
+from negindex.tools.figures import blank
 from negindex.tools.options import AS_JSON
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ Example:
 """
 )
 @click.option("--rows", type=click.IntRange(800), default=60_000, show_default=True, help="Rows to search.")
-@click.option("--shape", default="4,32,32", show_default=True, help="One row's shape: channels, height, width.")
+@SHAPE
 @click.option("--k", type=click.IntRange(1), default=64, show_default=True, help="Nearest rows to find.")
 @click.option("--s", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Noise level.")
 @click.option("--queries", type=click.IntRange(1), default=200, show_default=True, help="Half of them benign images.")
@@ -56,9 +58,7 @@ def peers(rows: int, shape: str, k: int, s: float, queries: int, seed: int, plot
     import torch
 
     torch.set_num_threads(1)
-    size = tuple(int(part) for part in shape.split(",") if part.strip().isdecimal())
-    if len(size) != len(shape.split(",")) or not all(size):
-        raise click.BadParameter(f"{shape!r}; give positive numbers with commas between them", param_hint="--shape")
+    size = numbers_in(shape, int, "--shape")
     told = measured(rows, size, k, s, queries, seed, lambda said: click.echo(said, err=True))
     if plot is not None:
         draw(told, plot)
@@ -188,13 +188,7 @@ def _printed(told: dict[str, Any]) -> Iterator[str]:
 
 def draw(told: dict[str, Any], path: Path) -> None:
     """Write a PNG of the curves. Raises NotThere without matplotlib."""
-    from negindex.errors import NotThere
-
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise NotThere(f"{error.name} is not installed; `pip install negindex[eval]` brings it") from error
-    figure = Figure(figsize=(8, 5.5), layout="constrained")
+    figure = blank(8, 5.5)
     axes = figure.subplots()
     for curve in told["curves"]:
         ours = curve["name"] == OURS

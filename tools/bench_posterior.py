@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from negindex.tools.bench_measure import measured
+from negindex.tools.bench_options import SHAPE, THREADS, folder_of, numbers_in
 from negindex.tools.bench_plan import BATCH, CALIBRATED, LITERAL, REFERENCE, Plan
 from negindex.tools.bench_table import printed
 from negindex.tools.common import errors_to_exit_codes
@@ -28,7 +27,7 @@ Example:
 """
 )
 @click.option("--rows", type=click.IntRange(800), default=60_000, show_default=True, help="Negatives in the set.")
-@click.option("--shape", default="4,32,32", show_default=True, help="One row's shape: channels, height, width.")
+@SHAPE
 @click.option(
     "--levels", metavar="S,S,...", help="Noise levels s = sigma / alpha.  [default: the 11 that calibration uses]"
 )
@@ -53,7 +52,7 @@ Example:
 @click.option("--reference", metavar="SET", type=click.Path(path_type=Path), help="Benign rows beside those of --of.")
 @click.option("--queries", type=click.IntRange(BATCH), default=50, show_default=True, help="Of each kind, a level.")
 @click.option("--seed", default=0, show_default=True, help="Of rows, queries, calibration and index.")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads that torch may use.")
+@THREADS
 @click.option(
     "--keep",
     metavar="DIR",
@@ -125,25 +124,3 @@ def _taken(own: Path, reference: Path, queries: int, seed: int) -> tuple[Populat
 
     population = Taken(Collection.open(own).snapshot(), Collection.open(reference).snapshot(), queries, seed)
     return population, population.count("rows"), population.count("benign")
-
-
-def numbers_in(text: str, kind: Callable[[str], Any], option: str) -> tuple[Any, ...]:
-    """The numbers between commas."""
-    try:
-        numbers = tuple(kind(part) for part in text.split(","))
-    except ValueError:
-        numbers = (0,)
-    if not all(0 < number < float("inf") for number in numbers):
-        raise click.BadParameter(f"{text!r}; give positive numbers with commas between them", param_hint=option)
-    return numbers
-
-
-@contextmanager
-def folder_of(keep: Path | None) -> Iterator[Path]:
-    """Where the sets lie: the folder named, or a temporary one."""
-    if keep is not None:
-        keep.mkdir(parents=True, exist_ok=True)
-        yield keep
-        return
-    with TemporaryDirectory(prefix="negindex-bench-") as folder:
-        yield Path(folder)

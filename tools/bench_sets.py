@@ -61,6 +61,17 @@ def check_disk(folder: Path, needed: int) -> None:
         )
 
 
+def both(folder: Path, population: Population, rows: int, reference: int, say: Say) -> tuple[Stored, Stored]:
+    """So many negatives, and benign rows beside them, in two collections of a folder; see ``stored``."""
+    from negindex.negatives import row_elements
+
+    needed = 2 * row_elements(population.shape) * (rows + reference)
+    say(f"{needed / 1e9:.2f} GB of rows in {folder}")
+    check_disk(folder, 0 if (folder / "negatives").exists() else needed)
+    negatives = stored(folder / "negatives", population, "rows", rows, say)
+    return negatives, stored(folder / "benign", population, "benign", reference, say)
+
+
 def stored(path: Path, population: Population, kind: str, rows: int, say: Say) -> Stored:
     """The first rows of a kind in a collection at ``path``; opened where it stands already.
 

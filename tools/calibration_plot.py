@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from negindex.errors import NotThere
+from negindex.tools.figures import blank
 
 if TYPE_CHECKING:
     from negindex import Calibration
@@ -15,11 +15,7 @@ LINES = (("literal", "literal kernel", "C3"), ("mean", "the set's plain mean", "
 
 def plot(calibration: Calibration, path: Path) -> None:
     """Write a PNG, or what else the file's ending names. Raises NotThere without matplotlib, OSError."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise NotThere(f"{error.name} is not installed; `pip install negindex[eval]` brings it") from error
-    figure = Figure(figsize=(7, 6), layout="constrained")
+    figure = blank(7, 6)
     errors, widths = figure.subplots(2, sharex=True, height_ratios=(3, 2))
     s = [level.s for level in calibration.levels]
     for name, label, colour in LINES:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from negindex import Collection
     from negindex.sampler.heard import Heard
 
-_HALF, _FALSE = 0.5, 0.01
+_HALF = 0.5
 
 
 @click.command(
@@ -134,9 +134,9 @@ def _table(told: Heard) -> Iterator[str]:
 
 def _words(told: Heard, *, cautious: bool) -> Iterator[str]:
     """What it means."""
-    from negindex.sampler.heard import HELD_OUT, RATIO, REFERENCE, TRIGGER
+    from negindex.sampler.heard import FALSE, HELD_OUT, RATIO, REFERENCE, TRIGGER
 
-    chosen = f"the largest under which at most {_FALSE:.0%} of {told.rows} reference rows look unsafe at any level"
+    chosen = f"the largest under which at most {FALSE:.0%} of {told.rows} reference rows look unsafe at any level"
     yield f"prior {told.prior:.3g}" + (f": {chosen}" if cautious else "")
     heard = [s for s in told.levels if told.shares[s, HELD_OUT][RATIO] >= _HALF]
     yield (
@@ -145,7 +145,7 @@ def _words(told: Heard, *, cautious: bool) -> Iterator[str]:
         if heard
         else "the ratio gate hears less than half of the set's own kind at every level under this prior"
     )
-    quiet = [s for s in told.levels if told.shares[s, REFERENCE][TRIGGER] <= 10 * _FALSE]
+    quiet = [s for s in told.levels if told.shares[s, REFERENCE][TRIGGER] <= 10 * FALSE]
     yield (
         f"a trigger share of {told.share:g} speaks up for at most 10% of harmless rows up to s = {max(quiet):.3g}: "
         "hear it there alone (--window noise:0-S)"

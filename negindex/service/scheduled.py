@@ -9,7 +9,6 @@ import errno
 import logging
 import math
 import re
-import shutil
 import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -17,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
-from negindex.backup import UNFINISHED, Kept
+from negindex.backup import UNFINISHED, Kept, discard
 from negindex.clocks import length
 from negindex.collection import Collection
 from negindex.disk import Disk, writer_lock
@@ -27,10 +26,10 @@ from negindex.service.held import Sets
 from negindex.service.logs import log
 from negindex.service.metrics import Metrics
 from negindex.service.settings import Settings
+from negindex.store import NEW
 from negindex.verify import verify
 
 AGAIN = timedelta(minutes=10)  # after a failure, unless backups are due more often
-ASIDE = ".new"  # how the folder of a backup that is being made ends
 _NAME = re.compile(r"\d{8}T\d{6}Z")
 
 
@@ -124,9 +123,10 @@ class Backups:
             if one.found == UNFINISHED:
                 with suppress(Locked):  # somebody is making it
                     collection.remove_backup(one.path)
-        for left in folder.glob(f"*{ASIDE}"):
-            if _NAME.fullmatch(left.name.removesuffix(ASIDE)):
-                shutil.rmtree(left)
+        for left in folder.glob(f"*{NEW}"):
+            if _NAME.fullmatch(left.name.removesuffix(NEW)):
+                with suppress(Locked):
+                    discard(left)
 
     def _folder(self, name: str, collection: Collection) -> Path:
         """The set's folder of backups, made for its first. Raises NotThere where it was there before."""

@@ -19,7 +19,7 @@ from negindex.errors import InvalidInput
 MEDIA_TYPE = "application/x-safetensors"
 HEADER_BYTES = 1 << 16
 DIMENSIONS = 12  # more than any row has
-_TYPES = {
+TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -27,7 +27,7 @@ _TYPES = {
     "I64": torch.int64,
     "U8": torch.uint8,
 }
-_NAMES = {kind: name for name, kind in _TYPES.items()}
+_NAMES = {kind: name for name, kind in TYPES.items()}
 _SAID = "negindex"
 FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -123,7 +123,7 @@ def _check_places(header: Mapping[str, Any], room: int) -> None:
 def _array(body: bytearray, first: int, name: str, part: Mapping[str, Any], wanted: Array) -> Tensor:
     if part.keys() != {"dtype", "shape", "data_offsets"} or part["dtype"] not in wanted.kinds:
         raise ValueError(f"{name} is of type {part.get('dtype')!r}, not {' or '.join(wanted.kinds)}")
-    kind, shape, (start, stop) = _TYPES[part["dtype"]], part["shape"], part["data_offsets"]
+    kind, shape, (start, stop) = TYPES[part["dtype"]], part["shape"], part["data_offsets"]
     if not isinstance(shape, list) or not all(type(number) is int and number >= 0 for number in shape):
         raise ValueError(f"{name} of shape {shape!r}")
     if len(shape) != (len(shape) if wanted.dimensions is None else wanted.dimensions) or len(shape) > DIMENSIONS:
