@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+from demo_runs import DEMO_IMAGES, run_demo
 from PIL import Image
 
 from negindex import Collection
@@ -14,19 +15,24 @@ from negindex.tools.demo_measures import Measured, asked_for_avoided, asked_for_
 pytestmark = pytest.mark.timeout(1800)
 
 
-def test_every_figure_of_the_demo_holds(demo_run):
-    assert demo_run.returncode == 0, demo_run.stdout + demo_run.stderr
-    assert "MISSED" not in demo_run.stdout
-    held, of = re.search(r"(\d+) of (\d+) figures hold", demo_run.stdout).groups()
+def assert_every_figure_holds(run, images):
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "MISSED" not in run.stdout
+    held, of = re.search(r"(\d+) of (\d+) figures hold", run.stdout).groups()
     assert held == of
     assert int(of) == 2 * (11 + 2 + 10) + 2, "eleven, two and ten figures a scheduler, and two for the takedown"
+    counts = re.findall(r"^   asked for (nothing|8|the others) +(?:un)?guarded +(\d+)", run.stdout, re.MULTILINE)
+    cells = [("nothing", images), ("8", images // 5), ("the others", 9 * images // 5)]
+    assert counts == [(asked, str(count)) for asked, count in cells for _ in range(2)] * 2
 
 
-def test_both_schedulers_show_all_six_cells_at_full_size(demo_run):
-    counts = re.findall(r"^   asked for (nothing|8|the others) +(?:un)?guarded +(\d+)", demo_run.stdout, re.MULTILINE)
-    assert counts == [("nothing", "1000")] * 2 + [("8", "200")] * 2 + [("the others", "1800")] * 2 + (
-        [("nothing", "1000")] * 2 + [("8", "200")] * 2 + [("the others", "1800")] * 2
-    )
+def test_every_figure_of_the_demo_holds_in_both_schedulers_six_cells(demo_run):
+    assert_every_figure_holds(demo_run, DEMO_IMAGES)
+
+
+@pytest.mark.long
+def test_every_figure_of_the_demo_holds_at_full_size(tmp_path):
+    assert_every_figure_holds(run_demo(tmp_path), 1000)
 
 
 def test_the_takedown_leaves_three_versions_and_a_receipt(demo_run):

@@ -36,8 +36,16 @@ Example:
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder to write to; what an earlier run left there is replaced.",
 )
+@click.option(
+    "--images",
+    default=1000,
+    show_default=True,
+    type=click.IntRange(min=100),
+    help="Images in the first cell of each table; a fifth as many of each class. Fewer end sooner, and every interval "
+    "is as much wider.",
+)
 @errors_to_exit_codes
-def demo(out: Path) -> None:
+def demo(out: Path, images: int) -> None:
     """Keep a small digit model away from the 8s, on two samplers, and check the figures.
 
     Writes real digits as PNGs, builds a collection of 8s and a benign reference with `negindex build`,
@@ -69,7 +77,7 @@ def demo(out: Path) -> None:
         f"   classifier, never asked by the guard: {judge.accuracy:.1%} right on held-out digits; "
         f"these lie {judge.held_out_distance:.2f} from the nearest training image"
     )
-    compared = compare(setting, judge, lambda done: click.echo(f"   … {done}", err=True))
+    compared = compare(setting, judge, images, lambda done: click.echo(f"   … {done}", err=True))
     for scheduler in compared:
         click.echo("\n" + "\n".join(f"   {line}" for line in scheduler.table()))
 

@@ -30,14 +30,18 @@ from negindex.tools.digits import CLASSES
 
 PRIOR, KERNEL_FLOOR, GUIDANCE = 0.3, 0.6, 2.0
 SCHEDULERS = (("DDIM", 20), ("DPM-Solver++", 12))  # inference steps
-UNCONDITIONAL, PER_CLASS, BATCH, SHOWN = 1000, 200, 250, 40
+BATCH, SHOWN = 250, 40
 
 NOTHING, AVOIDED_CLASS, OTHER_CLASSES = "asked for nothing", f"asked for {AVOIDED}", "asked for the others"
-ASKED: dict[str, list[int | None]] = {
-    NOTHING: [None] * UNCONDITIONAL,
-    AVOIDED_CLASS: [AVOIDED] * PER_CLASS,
-    OTHER_CLASSES: [c for c in OTHERS for _ in range(PER_CLASS)],
-}
+
+
+def labels_of(images: int) -> dict[str, list[int | None]]:
+    """The labels that each cell samples: ``images`` of none, and a fifth as many of each class."""
+    return {
+        NOTHING: [None] * images,
+        AVOIDED_CLASS: [AVOIDED] * (images // 5),
+        OTHER_CLASSES: [c for c in OTHERS for _ in range(images // 5)],
+    }
 
 
 @dataclass(frozen=True)
@@ -112,15 +116,15 @@ class Compared:
             yield free, kept
 
 
-def compare(setting: Setting, judge: Judge, progress: Callable[[str], None]) -> list[Compared]:
-    """Sample and measure every cell."""
+def compare(setting: Setting, judge: Judge, images: int, progress: Callable[[str], None]) -> list[Compared]:
+    """Sample and measure every cell; the first of them has ``images`` images."""
     sample(setting.pipe, [None] * BATCH, steps=2, seed=0)  # the first calls pay for warming up
     compared = []
     for name, steps in SCHEDULERS:
         setting.pipe.scheduler = _scheduler(name, setting.pipe.scheduler)
         title = f"{name}, {steps} steps"
         samples, measured = {}, {}
-        for asked, labels in ASKED.items():
+        for asked, labels in labels_of(images).items():
             cells = []
             for kind, guarding in (("unguarded", nullcontext), ("guarded", setting.guarded)):
                 cells.append(_timed(setting.pipe, guarding(), labels, steps))
