@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from negindex.errors import ImageRefused, OutOfRange, SpaceMismatch
+from negindex.sampler.effort import refuse_costly
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # whatever a file's name says; no other decoder is run
@@ -70,7 +71,8 @@ def read_image(file: Path | bytes, name: str = "the image", *, max_pixels: int |
 
     file: a path, or the bytes of one, whose refusals call it ``name``. Of an animation, its first picture.
     max_pixels: MAX_PIXELS when None. CMYK and 16 bits go to 8 bits of grey or colour by Pillow's plain conversion.
-    Raises ImageRefused with the reason: no image, truncated, too many pixels, or pixels without a scale.
+    Raises ImageRefused with the reason: no image, truncated, too many pixels, too costly to decode, or pixels without a
+    scale.
     """
     name = file.name if isinstance(file, Path) else name
     limit = MAX_PIXELS if max_pixels is None else max_pixels
@@ -81,6 +83,7 @@ def read_image(file: Path | bytes, name: str = "the image", *, max_pixels: int |
                 f"{name} says {width} × {height} pixels; the limit is {limit:,}, so make it smaller (--max-pixels)"
             )
         with _silent():
+            refuse_costly(image, name)
             image.load()
             return flattened(ImageOps.exif_transpose(image), name)
 

@@ -68,13 +68,13 @@ def look_up(
     if forms[0].quality < MIN_QUALITY:
         told.without[PDQ] = f"the image has too little in it (quality {forms[0].quality} of 100)"
     else:
-        told.found[PDQ] = _images(collection, k, partial(collection.nearest_pdq, [form.bits for form in forms]))
+        told.found[PDQ] = nearest_images(collection, k, partial(collection.nearest_pdq, [form.bits for form in forms]))
     _by_embedding(collection, told, k, clip)
     if encoder is None:
         told.without[SPACE] = "nothing makes rows here; name the pipeline (--pipeline)"
     else:
         row = encoder.row(image, name).astype(collection.dtype).astype(np.float32)
-        told.found[SPACE] = _images(collection, k, partial(_in_space, collection, row))
+        told.found[SPACE] = nearest_images(collection, k, partial(nearest_in_space, collection, row))
     return told
 
 
@@ -86,10 +86,10 @@ def _by_embedding(collection: Collection, told: Lookup, k: int, clip: Clip | Non
     if clip.fingerprint != known:
         raise SpaceMismatch(f"an embedding by {clip.fingerprint}, and the set's are by {known}; use their model")
     asked = clip.embed(told.image)
-    told.found[EMBEDDING] = _images(collection, k, partial(collection.nearest_embedding, asked))
+    told.found[EMBEDDING] = nearest_images(collection, k, partial(collection.nearest_embedding, asked))
 
 
-def _images(collection: Collection, k: int, nearest: Callable[[int], list[Neighbour]]) -> list[Neighbour]:
+def nearest_images(collection: Collection, k: int, nearest: Callable[[int], list[Neighbour]]) -> list[Neighbour]:
     """The k nearest images, each by its nearest view; ``nearest`` tells the nearest rows."""
     asked = k
     while True:
@@ -100,12 +100,20 @@ def _images(collection: Collection, k: int, nearest: Callable[[int], list[Neighb
         asked *= 4
 
 
-def _in_space(collection: Collection, row: NDArray[np.float32], k: int) -> list[Neighbour]:
-    near = collection.pin().near(torch.from_numpy(row)[None], k=k)
-    ids = near.ids[0].tolist()
-    keys = collection.keys_of(ids)
-    far = (near.distances[0] / row.size**0.5).tolist()
-    return [Neighbour(i, keys[i], rms) for i, rms in zip(ids, far, strict=True) if i in keys]
+def nearest_rows(collection: Collection, rows: NDArray[np.float32], k: int) -> list[list[Neighbour]]:
+    """For each of ``rows`` (B, *S) the k rows in force nearest to it, by the root mean square of the differences."""
+    near = collection.pin().near(torch.from_numpy(rows), k=k)
+    keys = collection.keys_of(near.ids.flatten().tolist())
+    far = (near.distances / rows[0].size ** 0.5).tolist()
+    return [
+        [Neighbour(i, keys[i], rms) for i, rms in zip(ids, distances, strict=True) if i in keys]
+        for ids, distances in zip(near.ids.tolist(), far, strict=True)
+    ]
+
+
+def nearest_in_space(collection: Collection, row: NDArray[np.float32], k: int) -> list[Neighbour]:
+    """Of one row (*S)."""
+    return nearest_rows(collection, row[None], k)[0]
 
 
 def _said(way: str, one: Neighbour) -> str:

@@ -388,6 +388,8 @@ def _file(key: str, file: Path, limits: Limits) -> Item:
 
 
 def _bytes_of(file: Path, most: int) -> bytes:
+    if file.exists() and not file.is_file():
+        raise ImageRefused(f"{file.name} is no file but a folder, a pipe or a device; name a file")
     with open(file, "rb") as opened:
         content = opened.read(most + 1)
     if len(content) > most:

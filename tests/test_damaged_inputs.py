@@ -155,6 +155,48 @@ def test_limits_can_be_set(tmp_path, words, said):
     assert run("build", tmp_path / "a.set", tmp_path / "a.png", "--size", 8, "--max-pixels", 100).exit_code == 0
 
 
+def scanned_again(times):
+    """A progressive JPEG of 2,000 × 2,000 pixels whose last scan comes so many times more: a few kilobytes."""
+    content = saved(Image.new("L", (2000, 2000), 128), "JPEG", progressive=True)
+    last = content.rindex(b"\xff\xc4", 0, content.rindex(b"\xff\xda"))
+    return content[:-2] + content[last:-2] * times + b"\xff\xd9"
+
+
+def in_runs(side, runs):
+    """A BMP of 8 bits with these runs."""
+    palette = bytes(4 * 256)
+    sizes = struct.pack("<IIH", 54 + len(palette) + len(runs), 0, 54 + len(palette))
+    header = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, len(runs), 0, 0, 256, 0)
+    return b"BM" + sizes + b"\0\0" + header + palette + runs
+
+
+def test_few_bytes_that_ask_for_minutes_are_refused_at_once(tmp_path):
+    bombs = {
+        "scans.jpg": (scanned_again(2000), "2,006 times over its 2000 × 2000 pixels; the limit at this size is 500"),
+        "runs.bmp": (in_runs(4000, b"\0\2\0\0" * 1_200_000), "a BMP of 4,801,078 bytes packed in runs"),
+        "wide.bmp": (in_runs(5000, b"\1\5" * 9), "for 5000 × 5000 pixels"),
+    }
+    (tmp_path / "pile").mkdir()
+    for name, (content, _) in bombs.items():
+        assert len(content) < 5_000_000
+        (tmp_path / "pile" / name).write_bytes(content)
+    (tmp_path / "pile" / "scans-in.tiff").write_bytes(saved(Image.new("L", (64, 64)), "TIFF", compression="jpeg"))
+    began = time.monotonic()
+    done = run("build", tmp_path / "a.set", tmp_path / "pile", "--size", 8)
+    assert time.monotonic() - began < 20  # decoding them takes minutes
+    assert done.exit_code == PARTLY
+    for name, (_, said) in bombs.items():
+        assert f"{name}" in done.stderr
+        assert said in done.stderr
+
+
+def test_what_is_scanned_or_packed_as_usual_goes_in():
+    again = Image.new("L", (2000, 2000), 128)
+    assert np.asarray(read_image(scanned_again(20))).shape == (2000, 2000)
+    assert read_image(saved(again, "TIFF", compression="jpeg")).size == (2000, 2000)
+    assert (np.asarray(read_image(in_runs(4, b"\4\0\0\0" * 4))) == 0).all()
+
+
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])
 def test_of_an_animation_the_first_picture_goes_in(form):
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]

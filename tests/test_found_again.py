@@ -8,6 +8,7 @@ from PIL import Image
 
 from negindex import Collection
 from negindex.errors import NotThere
+from negindex.nearest import Neighbour
 from negindex.sampler.encode import PixelEncoder
 from negindex.sampler.found_again import FoundAgain, found_again
 
@@ -43,9 +44,9 @@ def test_the_shares_are_of_all_images_that_have_a_namesake(two):
 
 def test_a_rank_is_counted_up_to_k_and_a_way_that_cannot_ask_finds_nothing():
     told = FoundAgain(asked=4)
-    for ids in ([7, 1], [1, 7], [1, 2]):
-        told.note("pdq", ids, 7)
-    told.note("pdq", [], 7)
+    for keys in ("ba", "ab", "ac"):
+        told.note("pdq", [Neighbour(0, key, 1.0) for key in keys], "b")
+    told.note("pdq", [], "b")
     assert (told.rate("pdq", 1), told.rate("pdq", 2), told.rate("pdq", 9)) == (0.25, 0.5, 0.5)
 
 
@@ -63,3 +64,15 @@ def test_where_no_file_has_a_namesake_that_is_said(two, tmp_path):
     with pytest.raises(NotThere, match="the same images from elsewhere"):
         found_again(Collection.open(path), [folder / "new.png"], 5)
     assert run("bench", "similar", path, folder / "new.png").exit_code == NOT_THERE
+
+
+def test_an_image_of_many_views_is_one_image(tmp_path, two):
+    _, folder = two
+    words = ["--size", 20, "--augment", "flip"]
+    assert run("build", tmp_path / "many.set", tmp_path / "a", *words).exit_code == 0
+    made = Collection.open(tmp_path / "many.set")
+    assert len(made) == 12
+    told = found_again(made, sorted(folder.iterdir()), 6, encoder=PixelEncoder(20, 20, 3))
+    assert told.asked == 5
+    assert told.rate("space", 1) == pytest.approx(2 / 5)
+    assert told.rate("space", 6) == 1, "six images are the six nearest, whichever of their twelve rows is nearer"

@@ -4,6 +4,7 @@ import gc
 import gzip
 import io
 import json
+import os
 import struct
 import tarfile
 import time
@@ -17,7 +18,7 @@ from corpora import ledger, png, run, tar
 from safetensors.numpy import save_file
 
 from negindex import Collection
-from negindex.errors import Damaged, InvalidInput, NotThere, OutOfRange, ShapeMismatch
+from negindex.errors import Damaged, ImageRefused, InvalidInput, NotThere, OutOfRange, ShapeMismatch
 from negindex.sampler.arrays import rows_in
 from negindex.sampler.sources import Limits, shard_of, sources_of
 
@@ -219,15 +220,20 @@ def test_a_list_names_files_from_its_own_folder_on(tmp_path, monkeypatch):
     (tmp_path / "data" / "sub" / "ä b.png").write_bytes(png(1))
     (tmp_path / "else.png").write_bytes(png(2))
     lines = ["sub/ä b.png", "", str(tmp_path / "else.png"), str(tmp_path / "data" / "sub" / "ä b.png"), "gone.png"]
-    (tmp_path / "data" / "list.txt").write_text("\r\n".join([*lines, "sub", "x.tar", "a\0b.png"]), encoding="utf-8")
+    (tmp_path / "data" / "list.txt").write_text(
+        "\r\n".join([*lines, "sub", "x.tar", "a\0b.png", "pipe.png"]), encoding="utf-8"
+    )
+    os.mkfifo(tmp_path / "data" / "pipe.png")  # which would wait for a writer
     found = items(f"@{tmp_path}/data/list.txt")
     assert [item.key for item in found[:4]] == ["sub/ä b.png", f"{tmp_path}/else.png"[1:], "sub/ä b.png", "gone.png"]
     assert [item.read() for item in found[:3]] == [png(1), png(2), png(1)]
-    assert [bool(item.refusal) for item in found] == [False] * 4 + [True] * 3
+    assert [bool(item.refusal) for item in found] == [False] * 4 + [True] * 3 + [False]
+    with pytest.raises(ImageRefused, match=r"pipe\.png is no file but"):
+        found[7].read()
     done = run("build", tmp_path / "a.set", "--list", tmp_path / "data" / "list.txt", "--size", 8, "--json")
     assert done.exit_code == PARTLY
     said = json.loads(done.stdout)
-    assert [said[name] for name in ("in", "duplicate", "refused", "failed", "inputs")] == [2, 1, 3, 1, 7]
+    assert [said[name] for name in ("in", "duplicate", "refused", "failed", "inputs")] == [2, 1, 4, 1, 8]
 
 
 def test_a_list_that_is_not_there_is_named(tmp_path):
