@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from negindex.service.provider import Provider
 
-ROUTERS = (routes.router, operations.router)
+ROUTERS = (routes.steps, routes.router, operations.router)
 _TITLE = "The request cannot be answered"
 _OWN_FAULT = "the fault is the service's own; its log says where"
 

@@ -17,7 +17,7 @@ from negindex.service import bodies
 from negindex.service.answering import Nearby, Posterior, Question
 from negindex.service.asked import Asked, AskedNear, AskedPosterior, AskedRows, S, read
 from negindex.service.bodies import digests_array, digests_of, in_numbers, kernel_arrays, kernel_of, origin_said
-from negindex.service.document import ArraysAnswer, Takes, needs
+from negindex.service.document import ArraysAnswer, Direct, Takes, needs
 from negindex.service.grants import ROLES
 from negindex.service.held import Held, View, Which, rows_by_id
 from negindex.service.limits import read_body
@@ -30,6 +30,7 @@ HANDLERS = ("curator", "approver", "admin")  # whoever may have the rows themsel
 IDS = 4096  # rows of one request
 
 router = APIRouter(prefix="/v1")
+steps = APIRouter(prefix="/v1", route_class=Direct)  # what is asked at every step of every image
 Name = Annotated[str, Path(description="The set's name.", max_length=100)]
 Number = Annotated[int, Path(description="The version.", ge=0, le=1 << 53)]
 Label = Annotated[str | None, Query(description="Only rows under this label.", max_length=500)]
@@ -91,7 +92,7 @@ async def digests(request: Request, name: Name, version: Number, label: Label = 
 # -- what is asked -------------------------------------------------------------------------
 
 
-@router.post("/sets/{name}/posterior", **needs(*ASKERS, takes=POSTERIOR, gives=bodies.POSTERIOR_TOLD))
+@steps.post("/sets/{name}/posterior", **needs(*ASKERS, takes=POSTERIOR, gives=bodies.POSTERIOR_TOLD))
 async def posterior(request: Request, state: TheState, name: Name) -> Response:
     """What the set says of noisy samples, at the version that the question names."""
     arrays, asked = await _taken(request, state, POSTERIOR)
@@ -107,7 +108,7 @@ async def posterior(request: Request, state: TheState, name: Name) -> Response:
     return await _answered(request, state, name, question, samples)
 
 
-@router.post("/sets/{name}/near", **needs(*ASKERS, takes=NEAR, gives=bodies.NEAR_TOLD))
+@steps.post("/sets/{name}/near", **needs(*ASKERS, takes=NEAR, gives=bodies.NEAR_TOLD))
 async def near(request: Request, state: TheState, name: Name) -> Response:
     """The rows nearest to samples; an infinite radius is none."""
     arrays, asked = await _taken(request, state, NEAR)
