@@ -31,10 +31,17 @@ COUNT, LEVELS = 1500, (0.2, 1.0, 10.0)
 EFFORTS = (Effort(250, 16), Effort(500, 32), Effort(1000, 64))  # as in test_mixture, which holds the errors to account
 
 
+def as_if_large(patch):
+    """An index for however few rows, and the trust in it learned from a few probes at a few levels."""
+    patch.setattr("negindex.index.SCAN_ELEMENTS", 0)
+    patch.setattr("negindex.mixture.usual_efforts", lambda rows: EFFORTS)
+    patch.setattr("negindex.trust.LEVELS", LEVELS)
+    patch.setattr("negindex.trust._HELD_OUT", 24)
+
+
 @pytest.fixture(autouse=True)
 def every_set_is_large(monkeypatch):
-    monkeypatch.setattr("negindex.index.SCAN_ELEMENTS", 0)
-    monkeypatch.setattr("negindex.mixture.usual_efforts", lambda rows: EFFORTS)
+    as_if_large(monkeypatch)
 
 
 def learned():
@@ -50,8 +57,7 @@ def keys(first, last):
 def template(tmp_path_factory):
     """Rows 1 to 1500 and a calibration, with its index, at version 2."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("negindex.index.SCAN_ELEMENTS", 0)
-        patch.setattr("negindex.mixture.usual_efforts", lambda rows: EFFORTS)
+        as_if_large(patch)
         with Collection.create(tmp_path_factory.mktemp("template") / "set", SHAPE, "pixels") as col:
             col.add(rows(COUNT).numpy(), keys(0, COUNT), label="first")
             col.adopt(learned(), by="ann")
