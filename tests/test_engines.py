@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from engines import alike, delete, lite, same_rows  # noqa: F401, skips where Milvus Lite is not installed
 from mixtures import SHAPE, fresh, noised, rows
-from test_calibrated_set import COUNT, EFFORTS, every_set_is_large, keys, learned, template  # noqa: F401
+from test_calibrated_set import keys, learned
 
 from negindex import LITERAL, Collection, NoiseLevel
 from negindex.engines import push
@@ -20,10 +20,36 @@ from negindex.engines.link import IN_FORCE, EngineRow, Link
 from negindex.engines.milvus import MilvusNegatives
 from negindex.engines.on_engine import OnEngine
 from negindex.errors import EngineBehind, InvalidInput, Locked, NotAllowed, NotThere, OutOfRange, Unreachable
+from negindex.head import Effort
 from negindex.tools.cli import main
 from negindex.verify import verify
 
 LEVELS = (0.2, 1.0, 10.0)
+COUNT = 600
+EFFORTS = (Effort(100, 8), Effort(200, 16), Effort(400, 32))
+
+
+def make_large(patch):
+    """Every set gets an index, quickly: of few rows that say what closed forms are worth."""
+    patch.setattr("negindex.index.SCAN_ELEMENTS", 0)
+    patch.setattr("negindex.mixture.usual_efforts", lambda rows: EFFORTS)
+    patch.setattr("negindex.trust._HELD_OUT", 4)
+
+
+@pytest.fixture(autouse=True)
+def every_set_is_large(monkeypatch):
+    make_large(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """Rows 1 to 600 and a calibration, with its index, at version 2."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_large(patch)
+        with Collection.create(tmp_path_factory.mktemp("template") / "set", SHAPE, "pixels") as col:
+            col.add(rows(COUNT).numpy(), keys(0, COUNT), label="first")
+            col.adopt(learned(), by="ann")
+    return col.path
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +62,12 @@ def file(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pushed(template, file, tmp_path_factory):  # noqa: F811
+def pushed(template, file, tmp_path_factory):
     """The template with an engine, and the engine."""
     path = shutil.copytree(template, tmp_path_factory.mktemp("pushed") / "set")
     address = Address.of(f"milvus://{file}/claims")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("negindex.index.SCAN_ELEMENTS", 0)
-        patch.setattr("negindex.mixture.usual_efforts", lambda rows: EFFORTS)
+        make_large(patch)
         push.push(Collection.open(path), address)
     return path, address
 
@@ -56,7 +81,7 @@ def both(pushed, tmp_path):
 
 
 @pytest.fixture
-def own(template, file, tmp_path, request):  # noqa: F811
+def own(template, file, tmp_path, request):
     """A set with a table of its own, which a test may harm."""
     col = Collection.open(shutil.copytree(template, tmp_path / "set"))
     address = Address.of(f"milvus://{file}/own_{abs(hash(request.node.name))}")
@@ -97,7 +122,7 @@ def test_a_batch_larger_than_memory_is_answered_in_parts(both, monkeypatch):
 
 
 def test_answers_that_the_engine_gives_page_by_page_are_the_same(both, monkeypatch):
-    monkeypatch.setattr("negindex.engines.link.MOST", 60)  # clusters are larger, and smaller
+    monkeypatch.setattr("negindex.engines.link.MOST", 40)  # clusters are larger, and smaller
     col, negatives = both
     alike(asked(negatives, count=2), asked(col, count=2))
 
@@ -178,13 +203,13 @@ def test_identical_calls_agree_over_random_changes(own, seed):
 
 def test_withdrawn_rows_answer_nothing_before_the_engine_has_heard_of_it(both):
     _, negatives = both
-    before, gone = negatives.pin(), rows(COUNT)[:30]
-    negatives.collection.withdraw(keys(0, 30), "no longer")
+    before, gone = negatives.pin(), rows(COUNT)[:4]
+    negatives.collection.withdraw(keys(0, 4), "no longer")
     told = negatives.posterior(gone.double(), NoiseLevel(1.0, 1e-3))
-    assert not torch.isin(told.heaviest.ids, torch.arange(1, 31)).any()
+    assert not torch.isin(told.heaviest.ids, torch.arange(1, 5)).any()
     assert not negatives.near(gone, radius=0.0).found.any()
     assert before.near(gone, radius=0.0).found.all()
-    assert before.posterior(gone.double(), NoiseLevel(1.0, 1e-3)).heaviest.ids[:, 0].tolist() == list(range(1, 31))
+    assert before.posterior(gone.double(), NoiseLevel(1.0, 1e-3)).heaviest.ids[:, 0].tolist() == list(range(1, 5))
 
 
 def test_a_push_tells_the_engine_who_left_and_old_versions_are_answered_still(own):
@@ -213,7 +238,7 @@ def test_a_row_that_the_engine_says_is_in_force_is_not_taken_at_its_word(own):
         link.put(table_of(col, address), [EngineRow(9999, 0, 0, IN_FORCE, "", seen)], 12)
     told, negatives = asked(col), MilvusNegatives(col, address)
     alike(asked(negatives), told)
-    with pytest.raises(EngineBehind, match=r"gave 1501 of the 1500 rows"):
+    with pytest.raises(EngineBehind, match=r"gave 601 of the 600 rows"):
         negatives.near(fresh()[:1], k=1)
     assert push.check(col, address, repair=True) == (COUNT, 0, 1, 1)
     assert push.check(col, address).wrong == 0
@@ -228,15 +253,13 @@ def test_rows_that_the_engine_lost_raise_and_a_push_brings_them_back(own):
     negatives = MilvusNegatives(col, address, cache_rows=0)
     whole = asked(negatives, 10.0)
     delete(address, table_of(col, address), list(range(1, COUNT, 3)))
-    with pytest.raises(
-        EngineBehind, match=r"gave \d+ of the \d+ rows of \d+ clusters .*engine push SET milvus"
-    ):
+    with pytest.raises(EngineBehind, match=r"gave \d+ of the \d+ rows of \d+ clusters .*engine push SET milvus"):
         asked(negatives, 10.0)
-    with pytest.raises(EngineBehind, match="gave 1000 of the 1500 rows that version 2 needs"):
+    with pytest.raises(EngineBehind, match="gave 400 of the 600 rows that version 2 needs"):
         negatives.near(fresh()[:1], k=1)
-    assert push.status(col)[0].held == 1000
-    assert push.check(col, address) == (COUNT, 500, 0, 0)
-    assert push.push(col, address) == (COUNT, 500, 0, 0)
+    assert push.status(col)[0].held == 400
+    assert push.check(col, address) == (COUNT, 200, 0, 0)
+    assert push.push(col, address) == (COUNT, 200, 0, 0)
     alike(asked(negatives, 10.0), whole)
     assert push.status(col)[0].is_whole
 
@@ -247,9 +270,9 @@ def test_a_table_that_is_gone_raises(own):
     with closing(Link(address)) as link:
         link.drop(table_of(col, address))
     for _ in range(2):
-        with pytest.raises(EngineBehind, match="gave 0 of the 1500 rows"):
+        with pytest.raises(EngineBehind, match="gave 0 of the 600 rows"):
             asked(negatives)
-        with pytest.raises(EngineBehind, match="gave 0 of the 1500 rows"):
+        with pytest.raises(EngineBehind, match="gave 0 of the 600 rows"):
             negatives.near(fresh()[:1], k=1)
     assert push.check(col, address) == (COUNT, COUNT, 0, 0)
 
@@ -257,11 +280,11 @@ def test_a_table_that_is_gone_raises(own):
 def test_an_index_that_was_never_pushed_raises_and_so_does_one_not_on_record(own):
     col, address = own
     elsewhere = Address.of(address.text.rpartition("/")[0] + "/elsewhere")
-    with pytest.raises(EngineBehind, match="gave 0 of the 1500 rows"):
+    with pytest.raises(EngineBehind, match="gave 0 of the 600 rows"):
         asked(MilvusNegatives(col, elsewhere))
     (index,) = [one for one in col.derived() if one.kind == "index"]
     (col.path / "derived" / index.file).unlink()
-    with pytest.raises(EngineBehind, match=r"0 of 1500 rows .*not on record; `negindex compact"):
+    with pytest.raises(EngineBehind, match=r"0 of 600 rows .*not on record; `negindex compact"):
         asked(MilvusNegatives.open(col.path, address))
     push.push(Collection.open(col.path), address)  # makes it anew, and drops the table of the one that is lost
     with closing(MilvusNegatives.open(col.path, address)) as negatives:
@@ -369,13 +392,13 @@ def run(*words, code=0):
 
 def test_an_engine_from_the_command_line(own):
     col, address = own
-    assert run("status", col.path) == f"{address.text}: 1500 of 1500 rows\n"
+    assert run("status", col.path) == f"{address.text}: 600 of 600 rows\n"
     delete(address, table_of(col, address), [3, 4])
-    assert run("status", col.path, code=3) == f"{address.text}: 1498 of 1500 rows\n"
-    assert run("check", col.path, code=13).endswith("1500 rows, 2 wrong (2 missing, 0 different, 0 of no row)\n")
+    assert run("status", col.path, code=3) == f"{address.text}: 598 of 600 rows\n"
+    assert run("check", col.path, code=13).endswith("600 rows, 2 wrong (2 missing, 0 different, 0 of no row)\n")
     assert "2 put right" in run("check", col.path, address.text, "--repair")
     assert json.loads(run("push", col.path, "--json"))["missing"] == 0
-    assert json.loads(run("status", col.path, "--json"))[0]["held"] == 1500
+    assert json.loads(run("status", col.path, "--json"))[0]["held"] == 600
     assert run("drop", col.path) == f"{col.path}: {address.text} dropped, 1 tables\n"
     assert run("status", col.path) == ""
     run("check", col.path, address.text, "--repair", code=10)

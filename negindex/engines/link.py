@@ -27,6 +27,7 @@ IN_FORCE = 2**62  # ``withdrawn`` of a row that is not
 LABEL_BYTES = 512
 TOKEN = "NEGINDEX_MILVUS_TOKEN"
 _PAGE_BYTES = 32 << 20  # of an answer; the server refuses 100 MB
+_CALM = 600_000  # ms between pings: Milvus Lite hangs up on a client that asks each 10 s whether it is there
 _NO_TABLE = 100  # Milvus' code
 _SLOW = 60.0  # seconds that writing may take
 _SENT_BYTES = 16 << 20  # in one insertion; the server refuses 64 MB
@@ -171,6 +172,13 @@ class Link:
             )
             return np.array([hit["id"] for hit in hits], np.int64)
 
+    def version(self) -> str:
+        """What the engine is, and the client that speaks to it."""
+        with self._asking("say its version"):
+            kind = "Milvus Lite" if self.address.is_file else "Milvus"
+            told = str(self._client.get_server_version(timeout=self.timeout))
+            return f"{kind} {told}, pymilvus {self._pymilvus.__version__}"
+
     def close(self) -> None:
         """Let go of the connection, if there is one."""
         with self._lock:
@@ -226,8 +234,9 @@ class Link:
     def _client(self) -> Any:
         with self._lock:
             if self._made is None:
+                calmly = {"grpc_options": {"grpc.keepalive_time_ms": _CALM}} if self.address.is_file else {}
                 self._made = self._pymilvus.MilvusClient(
-                    self.address.uri, token=os.environ.get(TOKEN, ""), timeout=self.timeout
+                    self.address.uri, token=os.environ.get(TOKEN, ""), timeout=self.timeout, **calmly
                 )
             return self._made
 
@@ -239,7 +248,8 @@ class Link:
         try:
             yield
         except (milvus.MilvusException, grpc.RpcError, OSError) as error:
-            self._loaded.clear()  # it may have been started anew
+            if getattr(error, "code", None) != _NO_TABLE:
+                self.close()  # it may be started anew, and a connection to what it was would never come back
             said = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
             kind = NoTable if getattr(error, "code", None) == _NO_TABLE else Unreachable
             raise kind(f"{self.address.text} did not {what}: {said}; see that it runs, then ask again") from error
