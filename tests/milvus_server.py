@@ -53,6 +53,12 @@ class MilvusServer:
         fresh = dict(zip(taken, ports(len(taken)), strict=True))
         for old, new in fresh.items():
             text = re.sub(rf"\b{old}\b", str(new), text)
+        etcd = folder / "configs" / "etcd.yaml"
+        client, peer = (f"http://127.0.0.1:{port}" for port in ports(2))
+        said = {"listen-client-urls": client, "advertise-client-urls": client, "listen-peer-urls": peer}
+        said |= {"initial-advertise-peer-urls": peer, "initial-cluster": f"default={peer}"}
+        etcd.write_text("".join(f"{name}: {value}\n" for name, value in said.items()), encoding="utf-8")
+        text = text.replace("\n  data:\n    dir:", f"\n  config:\n    path: {etcd}\n  data:\n    dir:", 1)
         self._config.write_text(text, encoding="utf-8")
         (self.port,) = map(int, re.findall(r"^proxy:\n(?:.*\n)*?  port: (\d+)", text, re.MULTILINE)[:1])
         (self.metrics,) = ports(1)
