@@ -2,13 +2,14 @@
 # make demo           the main job on real images, and a check of its figures
 # make test           lint, types, tests (needs nothing but Python 3.11 and pip)
 # make test-wheel     types, and the same tests but the slowest, against the built wheel, from another directory
-# make test-services  tests on data and servers from Debian packages; installs them with apt-get (root)
+# make test-services  tests on data and servers from Debian packages and PyPI; installs them (apt-get: root)
 # make check-long     checks of minutes rather than seconds: the demo's weights trained anew, every class of the world asked for
 
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 READY := .venv/.ready
 DEBIAN_PACKAGES := dataset-fashion-mnist chromium
+MILVUS := milvus==2.3.5 'setuptools<81'# a server, in an environment of its own: it needs older packages than ours
 WHEEL := $(CURDIR)/build/installed
 SLOWEST := machine crash crash_claims faults isolation backup pipelines branches families calibration mixture \
   scheduled_backups service_kill pages_encoder fuzz tracing oidc literal near_by_index bundles \
@@ -50,6 +51,8 @@ test-wheel: setup
 test-services: setup
 	apt-get update -qq
 	apt-get install -y -qq --no-install-recommends $(DEBIAN_PACKAGES)
+	test -x build/milvus/bin/milvus-server || { $(BIN)/python -m venv build/milvus && \
+	  build/milvus/bin/pip install --quiet --disable-pip-version-check $(MILVUS); }
 	$(BIN)/pytest -m services tests
 
 check-long: setup

@@ -146,8 +146,8 @@ def _fill(source: Path, aside: Path, begun: Backup, disk: Disk) -> Backup:
 
 
 def _of_the_place(outstanding: Sequence[Outstanding]) -> list[Outstanding]:
-    """What is owed of files that are not copied; what is owed of other backups stays on the list."""
-    return [one for one in outstanding if one.what in ("file", "derived", "journal")]
+    """What is owed of what is not copied, engines too; what is owed of other backups stays on the list."""
+    return [one for one in outstanding if one.what in ("file", "derived", "journal", "engine")]
 
 
 # -- copying -------------------------------------------------------------------------------

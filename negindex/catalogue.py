@@ -464,6 +464,11 @@ class Catalogue:
                  AND segment IN (SELECT segment FROM segments WHERE last > ?1)"""
         return int(self.ask(sql, version)[0][0])
 
+    def marks(self, ids: Sequence[int]) -> dict[int, tuple[int | None, int | None, str | None]]:
+        """{id: (version that it came into force at, version that it left at, label)} of rows."""
+        sql = "SELECT id, added, withdrawn, label FROM rows WHERE id IN"
+        return {row_id: (added, withdrawn, label) for row_id, added, withdrawn, label in self._each(sql, ids)}
+
     def lost_since(self, version: int) -> bool:
         """Whether bytes of rows that were in force at a version are gone."""
         sql = """SELECT 1 FROM rows WHERE segment IS NULL AND added <= ?1 AND (withdrawn IS NULL OR withdrawn > ?1)

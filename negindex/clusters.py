@@ -181,6 +181,28 @@ class Clusters:
             live=live,
         )
 
+    def holding(self, opened: Tensor, numbers: Tensor, seen: Tensor) -> Self:
+        """The same with the rows of some clusters (O,) alone, as another place holds them; no others are to be opened.
+
+        numbers: (n,) of all live rows of these, ascending. seen: (n, d + m) float32, each one's reduced vector beside
+        its sketch. What lies beyond the kernel of each row is left out: only a look-up by this kernel can be answered.
+        """
+        sizes = torch.zeros_like(self.counts).index_copy(0, opened, self.counts[opened])
+        reduced, sketch = (part.contiguous() for part in seen.split([self.space.width, self.space.marks], 1))
+        part = replace(
+            self,
+            ids=self.ids[numbers],
+            places=self.places[numbers],
+            reduced=reduced,
+            lengths=torch.einsum("nd,nd->n", reduced, reduced),
+            beyond=self.beyond[:0],
+            sketch=sketch,
+            offsets=_offsets(sizes),
+            live=None,
+        )
+        part.__dict__.update(rms=self.rms, lacking=self.lacking)  # these follow from clusters, which stay
+        return part
+
     def packed(self) -> Self:
         """The same without the rows that are not live."""
         if self.live is None:

@@ -32,13 +32,14 @@ from negindex.checkpoint import Checkpoint
 from negindex.claims import Claims
 from negindex.dedup import Member, duplicates
 from negindex.disk import Disk, writer_lock
+from negindex.engines.known import Engines
 from negindex.errors import InvalidInput, Locked, NotAllowed, OutOfRange, ShapeMismatch, UnknownKey
 from negindex.exact import Scan
 from negindex.geometry import apart, first_views, item_of
 from negindex.hamming import NEAR
 from negindex.history import Dead, Difference, claims_at, dead, difference
 from negindex.incoming import Incoming, check_keys, incoming, some_are
-from negindex.index import is_small
+from negindex.index import Index, is_small
 from negindex.keys import Key
 from negindex.labelled import Labelled
 from negindex.log import Record
@@ -352,6 +353,22 @@ class Collection(Following):
         """The files that follow from rows: calibrations and the index; name, checksum, the version that it covers."""
         return self._catalogue.derived()
 
+    def index(self) -> Index | None:
+        """The index on record that the newest version is answered by; None where there is none that can be read."""
+        record = self._catalogue.calibration(self.newest().version)
+        calibration = None if record is None else self._store.derived.calibration(record)
+        index = None if calibration is None else self._store.derived.index(calibration.kernel)
+        return index if index is not None and index.file in self._store.indices() else None
+
+    def marks(self, ids: Sequence[int]) -> dict[int, tuple[int | None, int | None, str | None]]:
+        """{id: (version that it came into force at, version that it left at, label)} of rows."""
+        return self._catalogue.marks(ids)
+
+    @property
+    def engines(self) -> Engines:
+        """The engines that hold what the index of this set holds."""
+        return self._store.engines
+
     def unindexed(self) -> int | None:
         """Rows in force that the index lacks, which are scanned; None where there is no index on record."""
         record = self._catalogue.calibration(self.newest().version)
@@ -628,7 +645,7 @@ class Collection(Following):
         return self._catalogue.segments()
 
     def outstanding(self) -> list[Outstanding]:
-        """What holds erased bytes still: files that readers have open, the journal, backups out of reach."""
+        """What holds erased bytes still: files that readers have open, the journal, backups, engines out of reach."""
         return self._catalogue.outstanding()
 
     def holders(self, one: Outstanding) -> list[Holder]:

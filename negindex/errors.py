@@ -26,6 +26,7 @@ NegindexError                         1  failed
 │   ├── ContentRefused                   content that a claim or an erasure keeps out of the set
 │   └── SchedulerReplaced                the guarded scheduler was swapped
 ├── Unreachable                       1  a service did not answer
+├── EngineBehind                      1  an engine lacks rows of the version that is asked
 └── Damaged                          13  integrity: bytes are not those that were written
     └── NewerFormat                      written by a later version of negindex
 
@@ -161,6 +162,10 @@ class SchedulerReplaced(NotAllowed):
 
 class Unreachable(NegindexError):
     """A service did not answer: it is gone, too slow, too busy, or its answer cannot be trusted."""
+
+
+class EngineBehind(NegindexError):
+    """An engine lacks rows of the version that is asked: what is near cannot be said from what it holds."""
 
 
 class Damaged(NegindexError):

@@ -125,10 +125,10 @@ class Mixture(Negatives):
             told = self._modelled(query)
         else:
             told = self._plain(query)
-            told = _put(told, asked, self._modelled(_some(query, asked))) if len(asked) else told
+            told = put(told, asked, self._modelled(some_of(query, asked))) if len(asked) else told
         missed = (told.error > (query.error or inf)).nonzero()[:, 0]
         if len(missed) and query.k is None:
-            told = _put(told, missed, self.source.answer(_some(query, missed)).to("cpu"))
+            told = put(told, missed, self.source.answer(some_of(query, missed)).to("cpu"))
         return told.to(query.x_t.device)
 
     def models(self, kernel: Kernel) -> bool:
@@ -140,7 +140,7 @@ class Mixture(Negatives):
     def nearest(self, reach: Reach) -> Near:
         if self._is_small:
             return self.source.nearest(reach)
-        return spheres.nearest(self.source, self.clusters, self.spheres, reach)
+        return spheres.nearest(self.source, self.clusters, spheres.InMemory(self.clusters, self.spheres), reach)
 
     def moments(self) -> Moments:
         return Moments(len(self), self.clusters.mean, self.clusters.rms**2 * len(self))
@@ -253,14 +253,17 @@ class Mixture(Negatives):
 
     def _head(self, query: Query, point: Tensor, variance: Tensor, told: Told, s: float) -> tuple[Head, float]:
         """Of the efforts, the cheapest that reaches the error asked for, or the last; and its stated error."""
-        tried = range(len(self.efforts)) if query.error is not None else [min(USUAL, len(self.efforts) - 1)]
-        for number in tried:
+        for number in self.tried(query):
             effort = self.efforts[number]._replace(read=query.k or self.efforts[number].read)
             head = weigh(self.clusters, point, variance, told, effort, query.named)
             error = self.trust.error(head, s, number, self.clusters.rms)
             if query.error is not None and error <= query.error:
                 break
         return head, error
+
+    def tried(self, query: Query) -> Sequence[int]:
+        """The efforts that the query may take, the cheapest first."""
+        return range(len(self.efforts)) if query.error is not None else [min(USUAL, len(self.efforts) - 1)]
 
     def _mean(self, heads: Sequence[Head]) -> Tensor:
         """(B, D) float64: inside the kernel as the heads say, outside it of the rows read and of clusters' means."""
@@ -327,24 +330,24 @@ def _filled(ids: Tensor, log_weight: Tensor, places: int) -> tuple[Tensor, Tenso
     return pad(ids, left_over, value=-1), pad(log_weight, left_over, value=NEG_INF)
 
 
-def _some(query: Query, samples: Tensor) -> Query:
+def some_of(query: Query, samples: Tensor) -> Query:
     """The query about some samples (n,) of its batch."""
     level = NoiseLevel(query.level.alpha[samples], query.level.sigma[samples])
     return replace(query, x_t=query.x_t[samples.to(query.x_t.device)], level=level)
 
 
-def _put(told: Partial, samples: Tensor, part: Partial) -> Partial:
+def put(told: Partial, samples: Tensor, part: Partial) -> Partial:
     """The answers with those of ``part`` in the places of some samples (n,)."""
 
-    def put(one: Tensor, other: Tensor) -> Tensor:
+    def placed(one: Tensor, other: Tensor) -> Tensor:
         return one.index_copy(0, samples, other)
 
     return replace(
         told,
-        log_norm=put(told.log_norm, part.log_norm),
-        mean=put(told.mean, part.mean),
-        log_tail=put(told.log_tail, part.log_tail),
-        log_unread=put(told.log_unread, part.log_unread),
-        error=put(told.error, part.error),
-        heaviest=Heaviest(*map(put, told.heaviest, part.heaviest)),
+        log_norm=placed(told.log_norm, part.log_norm),
+        mean=placed(told.mean, part.mean),
+        log_tail=placed(told.log_tail, part.log_tail),
+        log_unread=placed(told.log_unread, part.log_unread),
+        error=placed(told.error, part.error),
+        heaviest=Heaviest(*map(placed, told.heaviest, part.heaviest)),
     )

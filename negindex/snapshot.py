@@ -233,6 +233,10 @@ class Snapshot(Scan):
     def _view(self, places: Mapping[str, NDArray[np.int64]]) -> Snapshot:
         """Some of the rows, at the same version."""
         parts = {file: (segment, places[file]) for file, (segment, _) in self.parts.items()}
+        return self._again(parts)
+
+    def _again(self, parts: Parts) -> Snapshot:
+        """A view of some of the rows, which is asked as this one is."""
         return Snapshot(self._catalogue, self.version, parts, self._derived, before=self.so_far, whole=False)
 
     def _with(self, digests: Collection[str]) -> dict[str, list[int]]:

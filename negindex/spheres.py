@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import reduce
 from itertools import pairwise
 from math import inf, isinf, sqrt
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -53,7 +53,7 @@ class Spheres(NamedTuple):
         return cls(centre, torch.stack(radius), leading, rows, torch.einsum("nm,nm->n", rows, rows))
 
 
-class _Sample(NamedTuple):
+class Sample(NamedTuple):
     """What is asked about, as the kernel sees it."""
 
     point: Tensor  # (d,) float32, about the space's centre
@@ -62,7 +62,39 @@ class _Sample(NamedTuple):
     asked: Reach  # about it alone
 
 
-def nearest(source: Scan, clusters: Clusters, spheres: Spheres, reach: Reach) -> Near:
+class Finder(Protocol):
+    """Who knows where rows lie as the kernel sees them."""
+
+    def within(self, sample: Sample, limit: float) -> Tensor | None:
+        """The numbers of live rows whose vectors are no farther than the limit, and perhaps more, ascending.
+
+        None where they are too many to be told.
+        """
+
+    def closest(self, sample: Sample, k: int) -> Tensor | None:
+        """The numbers of k live rows that look near the sample, of at least k; None where that cannot be told."""
+
+
+class InMemory(NamedTuple):
+    """All of them in this machine's memory."""
+
+    clusters: Clusters
+    spheres: Spheres
+
+    def within(self, sample: Sample, limit: float) -> Tensor:
+        return _within(self.clusters, self.spheres, sample, limit)
+
+    def closest(self, sample: Sample, k: int) -> Tensor:
+        clusters = self.clusters
+        order = apart(sample.point[None], self.spheres.centre)[0].argsort()
+        enough = int((clusters.counts[order].cumsum(0) < k).sum()) + 1
+        numbers = Stretches(clusters.offsets, order[:enough].sort().values).numbers
+        if clusters.live is not None:
+            numbers = numbers[clusters.live[numbers]]
+        return numbers[apart(sample.point[None], clusters.reduced[numbers])[0].topk(k, largest=False).indices]
+
+
+def nearest(source: Scan, clusters: Clusters, finder: Finder, reach: Reach) -> Near:
     """What a scan of ``source`` finds: rows that can be within reach are read in full and compared as it does.
 
     Where only k limits, the k-th nearest of some rows that the kernel sees near the sample gives a radius. A sample
@@ -71,7 +103,7 @@ def nearest(source: Scan, clusters: Clusters, spheres: Spheres, reach: Reach) ->
     samples = _samples(clusters.space, reach)
     if not samples:
         return _read(source, clusters, torch.empty(0, dtype=torch.int64), reach)
-    found = [_candidates(source, clusters, spheres, sample) for sample in samples]
+    found = [_candidates(source, clusters, finder, sample) for sample in samples]
     scanned = [b for b, numbers in enumerate(found) if numbers is None]
     whole = source.nearest(reach.some(torch.tensor(scanned))) if scanned else None
     parts = []
@@ -84,29 +116,29 @@ def nearest(source: Scan, clusters: Clusters, spheres: Spheres, reach: Reach) ->
     return Near.together(parts)
 
 
-def _samples(space: Space, reach: Reach) -> list[_Sample]:
+def _samples(space: Space, reach: Reach) -> list[Sample]:
     """Those of the batch, one by one."""
     from_centre = reach.x.flatten(1).to("cpu", torch.float64) - space.centre
     points = space.kernel.reduce(from_centre)
     lengths, seen = (vectors.norm(dim=1).tolist() for vectors in (from_centre, points))
-    return [_Sample(points[b].float(), lengths[b], seen[b], reach.some(torch.tensor([b]))) for b in range(len(points))]
+    return [Sample(points[b].float(), lengths[b], seen[b], reach.some(torch.tensor([b]))) for b in range(len(points))]
 
 
-def _candidates(source: Scan, clusters: Clusters, spheres: Spheres, sample: _Sample) -> Tensor | None:
+def _candidates(source: Scan, clusters: Clusters, finder: Finder, sample: Sample) -> Tensor | None:
     """The numbers of live rows that can be within the sample's reach; None where a scan is the better way."""
     radius, noise = float(sample.asked.radius), min(float(sample.asked.noise), _FAR)
     if isinf(radius) and sample.length < _FAR:
-        radius, noise = _kth(source, clusters, spheres, sample), 0.0
+        radius, noise = _kth(source, clusters, finder, sample), 0.0
     if not sample.length + radius < _FAR:
         return None
     limit = _limit(clusters.space, sample, radius, noise)
     if not limit < _FAR:
         return None
-    numbers = _within(clusters, spheres, sample, limit)
-    return numbers if _WORTH * len(numbers) < len(clusters) else None
+    numbers = finder.within(sample, limit)
+    return None if numbers is None or _WORTH * len(numbers) >= len(clusters) else numbers
 
 
-def _limit(space: Space, sample: _Sample, radius: float, noise: float) -> float:
+def _limit(space: Space, sample: Sample, radius: float, noise: float) -> float:
     """How far the vector in memory of a row within the radius can be from the sample's.
 
     Rounding: such a row is at most length + radius from the centre; sums of D float32 products are off by D half places
@@ -125,7 +157,7 @@ def _limit(space: Space, sample: _Sample, radius: float, noise: float) -> float:
     return inside * (1 + 1e-9) + rounding + 1e-15
 
 
-def _within(clusters: Clusters, spheres: Spheres, sample: _Sample, limit: float) -> Tensor:
+def _within(clusters: Clusters, spheres: Spheres, sample: Sample, limit: float) -> Tensor:
     """The numbers of live rows whose vectors are no farther than the limit from the sample's, ascending.
 
     Clusters go by the triangle inequality, rows by their leading dimensions, then by all. NaN is never too far.
@@ -145,23 +177,21 @@ def _within(clusters: Clusters, spheres: Spheres, sample: _Sample, limit: float)
     return numbers[~(apart(point[None], clusters.reduced[numbers])[0].sqrt() * (1 - loose) > limit)]
 
 
+def loose_squared(limit: float, width: int) -> float:
+    """What float32 may take a squared distance for that is no more than the limit's, in d = width dimensions."""
+    return (limit / (1 - _loose(width))) ** 2 * (1 + _loose(width)) + 1e-30
+
+
 def _loose(terms: int) -> float:
     """What float32 can take from a distance or a sum of so many products, relative to it, twice over."""
     return 2 * (terms + 8) * _HALF
 
 
-def _kth(source: Scan, clusters: Clusters, spheres: Spheres, sample: _Sample) -> float:
+def _kth(source: Scan, clusters: Clusters, finder: Finder, sample: Sample) -> float:
     """A distance within which there are k rows; inf where there are not so many."""
     k = sample.asked.k
-    if k is None or k > len(clusters):
-        return inf
-    order = apart(sample.point[None], spheres.centre)[0].argsort()
-    enough = int((clusters.counts[order].cumsum(0) < k).sum()) + 1
-    numbers = Stretches(clusters.offsets, order[:enough].sort().values).numbers
-    if clusters.live is not None:
-        numbers = numbers[clusters.live[numbers]]
-    some = apart(sample.point[None], clusters.reduced[numbers])[0].topk(k, largest=False).indices
-    return float(_read(source, clusters, numbers[some], sample.asked).distances[0, -1])
+    some = None if k is None or k > len(clusters) else finder.closest(sample, k)
+    return inf if some is None else float(_read(source, clusters, some, sample.asked).distances[0, -1])
 
 
 def _read(source: Scan, clusters: Clusters, numbers: Tensor, reach: Reach) -> Near:

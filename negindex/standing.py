@@ -17,7 +17,7 @@ from negindex.logcheck import Log
 from negindex.merkle import HASH_BYTES, leaf_hash
 from negindex.replay import LOST
 
-_OWED = ("file", "derived", "journal", "backup")
+_OWED = ("file", "derived", "journal", "backup", "engine")
 
 
 class OnRecord(Log):
@@ -56,7 +56,7 @@ class OnRecord(Log):
                 self.faults.add("owed", f"{what!a} {name!a}", "is nothing that can be outstanding")
             elif what in _OWED and not (version in self.sealed or version == last):
                 self.faults.add("owed", f"{what} {name!a}", f"is owed since version {version!a}, which is not there")
-            elif what in ("journal", "backup") and not self._is_of(version, "erase", "restore"):
+            elif what in ("journal", "backup", "engine") and not self._is_of(version, "erase", "restore"):
                 self.faults.add("owed", f"{what} {name!a}", f"is owed since version {version!a}, which erased nothing")
             elif what in ("file", "derived") and not self._is_of(version, "create", "erase", "forget", "restore"):
                 self.faults.add("owed", f"{what} {name!a}", f"is owed since version {version!a}, which took no bytes")

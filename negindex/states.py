@@ -138,7 +138,7 @@ class Outstanding(NamedTuple):
     """Something that holds erased bytes still, or may."""
 
     version: int  # of the erasure; 0 for what a compaction left
-    what: str  # file, derived, journal or backup
+    what: str  # file, derived, journal, backup or engine
     name: str
 
 

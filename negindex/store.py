@@ -22,6 +22,7 @@ from negindex.calibration import Calibration
 from negindex.catalogue import Backup, Catalogue
 from negindex.derived import DERIVED, Derived
 from negindex.disk import Disk, writer_lock
+from negindex.engines.known import ENGINES, Engines
 from negindex.errors import (
     ClaimLive,
     ContentRefused,
@@ -65,6 +66,7 @@ class Store:
         self.meta = self.catalogue.meta
         self.segments = Segments(path / SEGMENTS, self.meta, disk)
         self.derived = Derived(path / DERIVED, self.catalogue, self.segments, disk)
+        self.engines = Engines(path / ENGINES, self.meta.set_id, disk)
         self._open_up()
 
     def close(self) -> None:
@@ -242,6 +244,8 @@ class Store:
             for backup in self.catalogue.backups():
                 if self.catalogue.may_hold(backup, ids, gone):
                     change.owe("backup", backup.path)
+            for address in self.engines.known():
+                change.owe("engine", address.text)
         return change.version
 
     def _kept_out(self, digests: Sequence[str]) -> set[str]:
@@ -342,9 +346,13 @@ class Store:
             change.drop(without)
             change.replace(files, moved)
 
-    def settle(self) -> None:
-        """Finish what erasures and compactions owe, as far as readers let."""
-        done = [one for one in self.catalogue.outstanding() if self._is_done(one)]
+    def settle(self, engines: bool = True) -> None:
+        """Finish what erasures and compactions owe, as far as readers let.
+
+        engines: ask these too, once; one that does not answer takes some seconds to find out.
+        """
+        owed = [one for one in self.catalogue.outstanding() if engines or one.what != "engine"]
+        done = [one for one in owed if self._is_done(one)]
         if done:
             with self.catalogue.upkeep() as change:
                 for one in done:
@@ -364,7 +372,23 @@ class Store:
             return segments.let_go(self.disk, folder / one.name)
         if one.what == "journal":
             return self.catalogue.scrub()
+        if one.what == "engine":
+            return self._is_cleared(one.name)
         return one.what == "backup" and not self._is_backup and self._is_purged(one.name)
+
+    def _is_cleared(self, address: str) -> bool:
+        """Take out of an engine all that is not on record; False, and why in ``trouble``, where that cannot be now."""
+        if address in self.trouble:
+            return False
+        try:
+            self.engines.clear(address, self.indices(), self.derived.folder)
+        except NegindexError as error:
+            self.trouble[address] = str(error)
+        return address not in self.trouble
+
+    def indices(self) -> set[str]:
+        """The index files on record."""
+        return {file.file for file in self.catalogue.derived() if file.kind == "index"}
 
     def _is_purged(self, path: str) -> bool:
         """Take everything erased out of a backup; False, and why in ``trouble``, where that cannot be done now."""
@@ -416,7 +440,7 @@ class Store:
                 self.segments.sweep(named)
                 self.derived.sweep(named)
                 self._sweep_backups()
-                self.settle()
+                self.settle(engines=False)
         except Locked:
             pass
 

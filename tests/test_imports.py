@@ -15,25 +15,28 @@ CORE, SAMPLER = (Path(p.__file__).parent for p in (negindex, negindex.sampler))
 EVALUATION = SAMPLER / "evaluation"
 LAYERS = [  # lowest first; a module may import from lower layers and, within the store, from its left
     ["errors", "checks", "text", "offline", "stages", "traced"],
+    ["address"],
+    ["link"],
     ["noise", "kmeans", "unread", "gaussians", "disk", "merkle", "clocks", "tables", "hamming", "geometry"],
     ["states"],
     ["keys", "claim_rules", "log", "tensors"],
     ["regimes", "checkpoint", "schema", "kernel", "segment", "incoming"],
     ["change", "segments", "partial", "receipts", "moments", "projection", "ledger", "audit"],
     ["catalogue", "near", "replay", "proof", "logcheck"],
-    ["upkeep", "negatives", "alike", "standing"],
+    ["upkeep", "negatives", "alike", "standing", "known"],
     ["exact", "union", "history", "dedup", "nearest"],
     ["held_out", "clusters"],
     ["calibration", "head"],
     ["trust", "spheres"],
     ["literal"],
-    ["mixture"],
-    ["index"],
+    ["mixture", "table"],
+    ["index", "on_engine"],
     ["derived"],
     ["snapshot"],
     ["store", "labelled", "stored"],
     ["claims", "verify", "backup"],
     ["collection"],
+    ["push", "milvus"],
     ["reports"],
     ["wire", "line"],
     ["problems", "bodies"],
@@ -105,7 +108,7 @@ def test_inside_the_core_arrows_point_down(path):
     assert path.stem in RANK, f"{path.name} has no place in LAYERS; give it one"
     for name in imported(path):
         package, _, rest = name.partition(".")
-        module = rest.removeprefix("service.").removeprefix("pages.").split(".")[0]
+        module = rest.removeprefix("service.").removeprefix("pages.").removeprefix("engines.").split(".")[0]
         if package == "negindex" and module in RANK:
             assert RANK[module] < RANK[path.stem], f"{path.stem} imports {module}, which is not below it"
 
@@ -114,6 +117,12 @@ def test_the_command_line_starts_without_torch():
     code = "import sys, negindex.tools.cli; from click.testing import CliRunner; "
     code += "r = CliRunner().invoke(negindex.tools.cli.main, ['--help']); assert r.exit_code == 0; "
     code += "sys.exit(bool({'torch', 'diffusers', 'sklearn'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_collection_needs_no_client_of_an_engine():
+    code = "import sys, negindex.collection, negindex.engines.milvus, negindex.engines.push; "
+    code += "sys.exit(bool({'pymilvus', 'grpc', 'pandas'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -14,7 +14,7 @@ from worlds import seeded
 
 from negindex import LITERAL, Collection, Exact, Kernel, Union
 from negindex.projection import Space
-from negindex.spheres import MISSED, Spheres, _limit, _Sample
+from negindex.spheres import MISSED, Sample, Spheres, _limit
 
 
 def kernels(given):
@@ -127,7 +127,7 @@ def test_no_row_within_the_radius_lies_beyond_the_limit_in_memory(seed):
         for z, memory in zip(given, reduced, strict=True):
             x = z + float(z.norm()) * 1e-3 * torch.randn(D, generator=random, dtype=torch.float64)
             q = space.place(x[None])[0]
-            sample = _Sample(q.float(), float((x - space.centre).norm()), float(q.norm()), None)
+            sample = Sample(q.float(), float((x - space.centre).norm()), float(q.norm()), None)
             apart = float((q.float().double() - memory.double()).norm())
             assert apart <= _limit(space, sample, float((x - z).norm()), 0.0)
 

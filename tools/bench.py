@@ -13,6 +13,7 @@ import click
 
 from negindex.tools.bench_build import build
 from negindex.tools.bench_copies import copies
+from negindex.tools.bench_engine import engine
 from negindex.tools.bench_peers import peers
 from negindex.tools.bench_placement import placement
 from negindex.tools.bench_posterior import posterior
@@ -32,6 +33,7 @@ def bench() -> None:
 
 bench.add_command(build)
 bench.add_command(copies)
+bench.add_command(engine)
 bench.add_command(peers)
 bench.add_command(placement)
 bench.add_command(posterior)

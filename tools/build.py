@@ -14,6 +14,7 @@ from negindex.tools.options import BY, KEY, SET, open_key_if_any, open_set
 
 if TYPE_CHECKING:
     from negindex import Collection
+    from negindex.engines.address import Address
     from negindex.geometry import Geometry
     from negindex.keys import Key
     from negindex.sampler.encode import Encoder
@@ -70,6 +71,12 @@ Examples:
 @_LABEL
 @takes_inputs
 @takes_more
+@click.option(
+    "--engine",
+    metavar="ADDRESS",
+    help="Afterwards calibrate a set that is not, and have its index in Milvus too: milvus://HOST:PORT/NAME, or "
+    "milvus:///PATH/FILE.db/NAME (`negindex engine`).",
+)
 @_REASON
 @BY
 @KEY
@@ -87,6 +94,7 @@ def build(
     label: str | None,
     asked: Asked,
     more: More,
+    engine: str | None,
     reason: str,
     by: str,
     key_file: Path | None,
@@ -105,9 +113,11 @@ def build(
     if pipeline is not None and (space or channels):
         raise click.UsageError("--pipeline says what the rows are; leave out --space and --channels")
     from negindex import Collection
+    from negindex.engines.address import Address
     from negindex.errors import SpaceMismatch
     from negindex.geometry import Geometry
 
+    place = None if engine is None else Address.of(engine)  # refused before anything is built
     shape = None if size is None else height_width(size)
     more.load()
     geometry = Geometry(fit or "cover", augment == "flip")
@@ -127,7 +137,26 @@ def build(
         encoder = _encoder(collection, found, shape, channels, pipeline, asked)
     _check(collection, found, space, pipeline, encoder)
     asked.check_room(set_path, found, collection.shape, collection.dtype, encoder, collection.geometry, collection)
-    take_in(collection, found, encoder, asked, label=label, reason=reason, by=by, more=more)
+    left_out: SystemExit | None = None
+    try:
+        take_in(collection, found, encoder, asked, label=label, reason=reason, by=by, more=more)
+    except SystemExit as some:  # the others are in force
+        left_out = some
+    if place is not None:
+        _into_engine(collection, place, by)
+    if left_out is not None:
+        raise left_out
+
+
+def _into_engine(collection: Collection, address: Address, by: str) -> None:
+    """Calibrate a set that is not, and push its index."""
+    from negindex.engines.push import push
+
+    if collection.calibration() is None:
+        click.echo(f"calibrating {collection.path}, without a reference", err=True)
+        collection.calibrate(by=by)
+    found = push(collection, address, lambda said: click.echo(said, err=True))
+    click.echo(f"{address.text}: {found.rows} rows, {found.wrong} sent", err=True)
 
 
 @click.command(

@@ -22,6 +22,7 @@ _COMMANDS = {  # name: (module, what `negindex --help` says)
     "report": ("report", "Write statements of reasons and monthly summaries."),
     "calibrate": ("calibrate", "Learn the kernel that denoises a set best."),
     "gates": ("gates", "How often gates speak up, and of whom."),
+    "engine": ("engine", "Keep a set's index in Milvus, beyond this machine's memory."),
     "compact": ("compact", "Merge small files, give up what old versions hold."),
     "verify": ("verify", "Check every byte of a collection against its record."),
     "checkpoint": ("checkpoint", "Export the log's signed root, to keep elsewhere."),
