@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import h5py
 
@@ -21,7 +22,9 @@ from negindex.catalogue import Catalogue
 from negindex.checkpoint import Checkpoint
 from negindex.derived import DERIVED
 from negindex.disk import Disk, sha256_of, writer_lock
-from negindex.errors import Damaged, Locked
+from negindex.errors import Damaged, InvalidInput, Locked, NotAllowed
+from negindex.objects import store_at
+from negindex.rowstore import apart, fetch, is_away
 from negindex.schema import connect, named
 from negindex.segment import Segment
 from negindex.standing import OnRecord
@@ -52,7 +55,8 @@ def verify(path: Path | str, checkpoints: Sequence[Checkpoint] = ()) -> Verdict:
     The catalogue is read at one version, while others may write; files that are replaced meanwhile are followed.
     checkpoints: exported before and kept elsewhere; without them nobody can tell whether the whole directory was
     rolled back, or the newest versions cut off, together with all that hangs on them.
-    Raises NoCollection, NewerFormat, or Damaged where the catalogue cannot be opened at all.
+    Files that lie elsewhere are read whole. Raises Unreachable where their place is, NoCollection, NewerFormat, or
+    Damaged where the catalogue cannot be opened at all.
     """
     path, faults = Path(path), Faults()
     try:
@@ -129,7 +133,7 @@ class Files:
         try:
             for said in self._odd(file, found):
                 found.add("segment", name, said)
-        except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        except (OSError, ValueError, Damaged, InvalidInput, NotAllowed) as error:  # ValueError: a name with a NUL
             found.add("segment", name, f"cannot be read ({error!a})")
         if found.listed() and not self._stands(file):
             return  # it was replaced meanwhile, and what replaced it is checked in its turn
@@ -141,11 +145,21 @@ class Files:
         if not isinstance(file.file, str):
             yield "is no name of a file"
             return
+        if is_away(file.file):
+            with TemporaryFile(dir=self._path) as copy:
+                place, name = apart(file.file)
+                store = store_at(place)
+                digest = fetch(store, name, store.size(name), copy)
+                copy.flush()
+                yield from self._odd_in(Path(f"/dev/fd/{copy.fileno()}"), digest, file, found)
+            return
         path = self._path / SEGMENTS / file.file
         if path.parent != self._path / SEGMENTS:
             yield "is no file of this set's folder"
             return
-        digest = sha256_of(path)
+        yield from self._odd_in(path, sha256_of(path), file, found)
+
+    def _odd_in(self, path: Path, digest: str, file: SegmentRecord, found: Faults) -> Iterator[str]:
         self.bytes += path.stat().st_size
         if digest != file.sha256:
             yield f"has other bytes than were written: their sha256 is {digest}, on record is {file.sha256!a}"

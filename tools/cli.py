@@ -23,6 +23,7 @@ _COMMANDS = {  # name: (module, what `negindex --help` says)
     "calibrate": ("calibrate", "Learn the kernel that denoises a set best."),
     "gates": ("gates", "How often gates speak up, and of whom."),
     "compact": ("compact", "Merge small files, give up what old versions hold."),
+    "rows": ("rows", "Have a collection's rows lie elsewhere, such as in a bucket."),
     "verify": ("verify", "Check every byte of a collection against its record."),
     "checkpoint": ("checkpoint", "Export the log's signed root, to keep elsewhere."),
     "prove": ("prove", "Check a receipt, offline, against the log."),
