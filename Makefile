@@ -2,13 +2,14 @@
 # make demo           the main job on real images, and a check of its figures
 # make test           lint, types, tests (needs nothing but Python 3.11 and pip)
 # make test-wheel     types, and the same tests but the slowest, against the built wheel, from another directory
-# make test-services  tests on data and servers from Debian packages; installs them with apt-get (root)
+# make test-services  tests on data and servers from Debian and Python packages; installs them with apt-get (root) and pip
 # make check-long     checks of minutes rather than seconds: the demo's weights trained anew, every class of the world asked for
 
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 READY := .venv/.ready
 DEBIAN_PACKAGES := dataset-fashion-mnist chromium
+SERVICE_PACKAGES := s3fs==2026.9.0 "moto[server]==5.2.5"
 WHEEL := $(CURDIR)/build/installed
 SLOWEST := machine crash crash_claims faults isolation backup pipelines branches families calibration mixture \
   scheduled_backups service_kill pages_encoder fuzz tracing oidc literal near_by_index bundles \
@@ -50,6 +51,7 @@ test-wheel: setup
 test-services: setup
 	apt-get update -qq
 	apt-get install -y -qq --no-install-recommends $(DEBIAN_PACKAGES)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(SERVICE_PACKAGES)
 	$(BIN)/pytest -m services tests
 
 check-long: setup

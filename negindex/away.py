@@ -166,7 +166,7 @@ class _Rows(_Lazy):
                 self._put(into, which, places, span, found)
         for (span, which), found in zip(missing, self._fetched([span for span, _ in missing]), strict=True):
             self._check(span, found)
-            if keep:
+            if keep and self._may_keep():
                 self._cache.put(self._name, span.name, found, lambda: bool(self._may_keep()))
             self._put(into, which, places, span, found)
         return out

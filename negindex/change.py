@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from hashlib import sha256
@@ -182,7 +183,7 @@ class Change:
         if place == Place():
             self._db.execute("DELETE FROM meta WHERE key = ?", (PLACE,))
         else:
-            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (PLACE, canonical(place)))
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (PLACE, json.dumps(place)))
 
     def moved(self, files: Iterable[tuple[SegmentRecord, str]]) -> None:
         """Have files, as they are, lie under other names; what lies under the old ones becomes outstanding."""

@@ -34,6 +34,7 @@ def move(store: Store, to: str | None, cache_bytes: int | None) -> int:
         with catalogue.upkeep() as change:
             change.moved(carried)
             change.put_rows_at(Place(url, limit, stamps))
+        segments.cache.shrink()
         store.settle()
         if before.url and before.url != url and not any(apart(one)[0] == before.url for one in catalogue.to_let_go()):
             segments.leave(before.url)

@@ -22,9 +22,13 @@ _PAGE = 4096  # a file takes whole pages of the disk
 class RowCache:
     """What it holds is checked by who reads it; a folder that cannot be written is one that holds nothing."""
 
-    def __init__(self, folder: Path, limit: int) -> None:
-        """limit: bytes on the disk, whole pages counted; 0 keeps nothing."""
-        self.folder, self.limit = folder, limit
+    def __init__(self, folder: Path, limit: Callable[[], int]) -> None:
+        """limit: bytes on the disk, whole pages counted; 0 keeps nothing. It may change, and is asked for each time."""
+        self.folder, self._limit = folder, limit
+
+    @property
+    def limit(self) -> int:
+        return self._limit()
 
     def get(self, file: str, span: str, first: int = 0, size: int | None = None) -> bytes | None:
         """Bytes of a span of a sealed file, from ``first`` on; None where they are not here."""
@@ -40,16 +44,16 @@ class RowCache:
 
     def put(self, file: str, span: str, content: bytes, still: Callable[[], bool]) -> None:
         """Keep a span, if ``still`` says so while nobody can empty the cache."""
-        room = _on_disk(len(content))
-        if room > self.limit:
+        room, limit = _on_disk(len(content)), self.limit
+        if room > limit:
             return
         with suppress(OSError), self._locked() as total:
             path = self.folder / file / span
             if path.exists() or not still():
                 return
             used = total.read()
-            if used + room > self.limit:
-                used = self._evict(int(self.limit * _KEEP) - room)
+            if used + room > limit:
+                used = self._evict(int(limit * _KEEP) - room)
             total.write(used + room)
             path.parent.mkdir(exist_ok=True)
             aside = self.folder / _ASIDE
@@ -79,6 +83,12 @@ class RowCache:
                 shutil.rmtree(folder)
             if gone:
                 total.write(self.bytes())
+
+    def shrink(self) -> None:
+        """Have no more than the limit, which was lowered."""
+        if self.folder.is_dir():
+            with self._locked() as total:
+                total.write(self._evict(self.limit))
 
     def bytes(self) -> int:
         """What it takes on the disk now."""

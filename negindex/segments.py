@@ -75,8 +75,7 @@ class Segments:
     @property
     def cache(self) -> RowCache:
         """Of rows that lie elsewhere; beside the folder."""
-        limit = 0 if self._record is None else self._record.place().cache_bytes
-        return RowCache(self.folder.with_name(CACHE), limit)
+        return RowCache(self.folder.with_name(CACHE), lambda: self._place().cache_bytes)
 
     # -- writing ---------------------------------------------------------------------------
 

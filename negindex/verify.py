@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import BinaryIO, cast
 
 import h5py
 
@@ -151,7 +152,7 @@ class Files:
                 store = store_at(place)
                 digest = fetch(store, name, store.size(name), copy)
                 copy.flush()
-                yield from self._odd_in(Path(f"/dev/fd/{copy.fileno()}"), digest, file, found)
+                yield from self._odd_in(Path(name), digest, file, found, cast(BinaryIO, copy))
             return
         path = self._path / SEGMENTS / file.file
         if path.parent != self._path / SEGMENTS:
@@ -159,13 +160,15 @@ class Files:
             return
         yield from self._odd_in(path, sha256_of(path), file, found)
 
-    def _odd_in(self, path: Path, digest: str, file: SegmentRecord, found: Faults) -> Iterator[str]:
-        self.bytes += path.stat().st_size
+    def _odd_in(
+        self, path: Path, digest: str, file: SegmentRecord, found: Faults, copy: BinaryIO | None = None
+    ) -> Iterator[str]:
+        self.bytes += path.stat().st_size if copy is None else copy.seek(0, 2)
         if digest != file.sha256:
             yield f"has other bytes than were written: their sha256 is {digest}, on record is {file.sha256!a}"
         try:
-            segment = Segment(path, self._meta.set_id, self._meta.shape, file, self._meta.dtype)
-            with h5py.File(path, "r") as h5:
+            segment = Segment(path, self._meta.set_id, self._meta.shape, file, self._meta.dtype, copy)
+            with h5py.File(path if copy is None else copy, "r") as h5:
                 if set(h5) != {"rows", "ids", *(["embeddings"] if file.embedding else [])}:
                     yield f"holds {sorted(h5)!a}, which is not what is on record"
         except (Damaged, OSError, RuntimeError) as error:
