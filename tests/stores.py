@@ -1,4 +1,4 @@
-"""Places elsewhere for tests: one in memory that counts what it is asked for, may be cut off, and may delete nothing."""
+"""A place elsewhere for tests, in memory: it counts what it is asked for, and may be cut off or delete nothing."""
 
 import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
