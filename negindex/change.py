@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from hashlib import sha256
@@ -23,8 +24,8 @@ from negindex.log import (
     row_commitment,
 )
 from negindex.merkle import Tree
-from negindex.schema import IN_HOUSE, LIVE, now
-from negindex.states import DerivedRecord, Meta, NewRows, Note, Provenance, SegmentRecord
+from negindex.schema import IN_HOUSE, LIVE, PLACE, now
+from negindex.states import DerivedRecord, Meta, NewRows, Note, Place, Provenance, SegmentRecord
 
 _LIVE = ",".join(f"'{state}'" for state in LIVE)
 _LINKED = "SELECT 1 FROM claim_rows JOIN claims USING (claim) WHERE row = rows.id AND closed IS NULL AND state"
@@ -176,6 +177,26 @@ class Change:
         version = self.version if self.action else 0
         for file in old:
             self.owe("file", file.file, version)
+
+    def put_rows_at(self, place: Place) -> None:
+        """Have new files of rows go to a place."""
+        if place == Place():
+            self._db.execute("DELETE FROM meta WHERE key = ?", (PLACE,))
+        else:
+            self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (PLACE, json.dumps(place)))
+
+    def moved(self, files: Iterable[tuple[SegmentRecord, str]]) -> None:
+        """Have files, as they are, lie under other names; what lies under the old ones becomes outstanding."""
+        for file, name in files:
+            self._db.execute("UPDATE segments SET file = ? WHERE segment = ?", (name, file.segment))
+            self.owe("file", file.file, self.version if self.action else 0)
+
+    def brought_home(self) -> None:
+        """In a copy: have all files lie in its own folder."""
+        self.put_rows_at(Place())
+        for segment, file in self._db.execute("SELECT segment, file FROM segments").fetchall():
+            name = file.rpartition("/")[2]
+            self._db.execute("UPDATE segments SET file = ? WHERE segment = ?", (name, segment))
 
     def derive(self, files: Iterable[DerivedRecord]) -> None:
         """Name derived files in the record; an index takes the place of those before it."""

@@ -43,6 +43,7 @@ from negindex.index import Index, is_small
 from negindex.keys import Key
 from negindex.labelled import Labelled
 from negindex.log import Record
+from negindex.moving import move
 from negindex.nearest import Neighbour, nearest_embedding, nearest_pdq
 from negindex.negatives import Following, Negatives, row_elements
 from negindex.schema import IN_HOUSE
@@ -302,6 +303,28 @@ class Collection(Following):
             return
         self._newest = None  # this handle's own view must not keep the old one
         self._store.reindex(rows, calibration.kernel)
+
+    def move_rows(self, to: str | None, *, cache_bytes: int | None = None) -> int:
+        """Have rows lie elsewhere, ``to`` an address that fsspec knows, or in the set's own folder again (None).
+
+        Every file is copied and read back there before one transaction names them all; no version changes by it.
+        Returns how many files were moved. New rows go there from then on. Nobody else changes the set meanwhile;
+        readers go on. cache_bytes: what rows that were read from there may take on this disk, 4 GiB where nobody says.
+        Raises InvalidInput for an address with credentials, Unreachable, NotAllowed, Damaged; then nothing is moved.
+        """
+        self._newest = None
+        return move(self._store, to, cache_bytes)
+
+    @property
+    def rows_at(self) -> str | None:
+        """The address under which rows lie; None for the set's own folder."""
+        return self._catalogue.place().url or None
+
+    @property
+    def rows_kept(self) -> tuple[int, int]:
+        """Bytes that rows from elsewhere take on this disk now, and may take."""
+        cache = self._store.segments.cache
+        return cache.bytes(), cache.limit
 
     # -- calibration -----------------------------------------------------------------------
 

@@ -18,7 +18,6 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import BinaryIO
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +28,7 @@ from negindex.errors import Damaged, Erased
 from negindex.exact import Block
 from negindex.index import Index
 from negindex.kernel import Kernel
-from negindex.segments import Segments
+from negindex.segments import Segments, taken
 from negindex.states import DerivedRecord
 
 DERIVED, ENDING = "derived", ".safetensors"
@@ -153,5 +152,4 @@ class Derived:
                 if files == self._catalogue.segments():
                     raise  # else a file was replaced meanwhile: read where the rows lie now
                 continue
-            rows = np.stack([segment.rows[place] for segment, place in found])
-            return Block(ids, torch.from_numpy(rows).flatten(1))
+            return Block(ids, torch.from_numpy(taken(found)).flatten(1))

@@ -15,12 +15,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from negindex.errors import Locked, NotAllowed
 
 _PIECE = 1 << 22  # bytes read at a time
 ASIDE = ".aside"  # a file under this ending was never finished
+
+
+class Objects(Protocol):
+    """Files elsewhere."""
+
+    def put(self, name: str, source: Path) -> None: ...
+    def delete(self, name: str) -> None: ...
 
 
 class Disk:
@@ -55,6 +62,14 @@ class Disk:
         """Take a file away, its name and, once nobody has it open, its bytes."""
         path.unlink(missing_ok=True)
         self.sync_directory(path.parent)
+
+    def put_object(self, store: Objects, name: str, path: Path) -> None:
+        """Keep a file's bytes in a place elsewhere."""
+        store.put(name, path)
+
+    def delete_object(self, store: Objects, name: str) -> None:
+        """Have no byte of a file elsewhere any more."""
+        store.delete(name)
 
     def scrub(self, connection: sqlite3.Connection) -> bool:
         """Write a database anew without what was deleted, and empty its journal; False while a reader needs it."""

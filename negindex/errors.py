@@ -28,6 +28,7 @@ NegindexError                         1  failed
 ├── Unreachable                       1  a service did not answer
 ├── EngineBehind                      1  an engine lacks rows of the version that is asked
 └── Damaged                          13  integrity: bytes are not those that were written
+    ├── Gone                             a file that the record names is not where it lay
     └── NewerFormat                      written by a later version of negindex
 
 Every message gives the value, the limit and the remedy.
@@ -172,6 +173,10 @@ class Damaged(NegindexError):
     """Stored bytes are not those that were written."""
 
     exit_code = 13
+
+
+class Gone(Damaged):
+    """A file that the record names is not in the place where it lay."""
 
 
 class NewerFormat(Damaged):

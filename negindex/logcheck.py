@@ -16,6 +16,7 @@ from negindex.errors import Damaged, InvalidInput
 from negindex.keys import PublicKey
 from negindex.ledger import History
 from negindex.log import SALT_BYTES, Record
+from negindex.schema import PLACE
 from negindex.states import Meta
 
 _COLUMNS = ("at", "action", "claim", "changed", "in_force")  # of a version, beside its record
@@ -68,7 +69,7 @@ class Log(Tables):
     def _check_meta(self) -> None:
         found = dict(self.ask("SELECT key, value FROM meta"))
         for key, value in found.items():
-            if key not in Meta._fields or not _is_json(value):
+            if key not in (*Meta._fields, PLACE) or not _is_json(value):
                 self.faults.add("meta", ascii(key), "is not as it was written")
         try:
             told = {key: json.loads(value) for key, value in found.items()}

@@ -14,8 +14,9 @@ FORMAT = 4
 APPLICATION_ID = 0x6E656769  # "negi"
 WAIT = 10.0  # seconds that another program may hold the database
 
-__all__ = ["APPLICATION_ID", "CLOSED", "FORMAT", "IN_HOUSE", "LIVE", "SCHEMA", "connect", "named", "now"]
+__all__ = ["APPLICATION_ID", "CLOSED", "FORMAT", "IN_HOUSE", "LIVE", "PLACE", "SCHEMA", "connect", "named", "now"]
 CLOSED = ("withdrawn", "erased")
+PLACE = "place"  # of the meta table: where rows lie, which is no part of what the set is
 IN_HOUSE = "in-house"  # the regime of claims that ``add`` opens by itself
 
 SCHEMA = """

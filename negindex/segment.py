@@ -73,11 +73,24 @@ class Segment:
     """
 
     def __init__(
-        self, path: Path, set_id: str, shape: tuple[int, ...], record: SegmentRecord, dtype: DTypeLike
+        self,
+        path: Path,
+        set_id: str,
+        shape: tuple[int, ...],
+        record: SegmentRecord,
+        dtype: DTypeLike,
+        copy: BinaryIO | None = None,
     ) -> None:
-        """Map the file; raises Damaged when it is not the one that the record names."""
+        """Map the file; raises Damaged when it is not the one that the record names.
+
+        copy: its bytes in an open file of one's own, which is mapped instead; ``path`` then is a name for it.
+        """
         self.path = path
         try:
+            if copy is not None:
+                with h5py.File(copy, "r") as h5:
+                    self._map(copy, h5, set_id, shape, record, dtype)
+                return
             handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             weakref.finalize(self, os.close, handle)
             fcntl.flock(handle, fcntl.LOCK_SH)
@@ -87,16 +100,27 @@ class Segment:
                     f"{path} has {found} bytes, the catalogue says {record.bytes}; restore the file from a backup"
                 )
             with h5py.File(path, "r") as h5:
-                if h5.attrs.get("set_id") != set_id:
-                    raise Damaged(f"{path} belongs to another collection; restore the file from a backup")
-                self.rows = _mapped(path, h5, "rows", (record.rows, *shape), dtype)  # (N, *S)
-                self.ids = np.array(_mapped(path, h5, "ids", (record.rows,), np.int64))  # (N,) int64
-                self.embeddings: NDArray[np.generic] | None = None  # (N, E) float16
-                if record.embedding:
-                    wide = (record.rows, record.embedding)
-                    self.embeddings = _mapped(path, h5, "embeddings", wide, np.float16)
+                self._map(path, h5, set_id, shape, record, dtype)
         except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
             raise Damaged(f"{path} cannot be read as a segment ({error}); restore the file from a backup") from error
+
+    def _map(
+        self,
+        file: Path | BinaryIO,
+        h5: h5py.File,
+        set_id: str,
+        shape: tuple[int, ...],
+        record: SegmentRecord,
+        dtype: DTypeLike,
+    ) -> None:
+        if h5.attrs.get("set_id") != set_id:
+            raise Damaged(f"{self.path} belongs to another collection; restore the file from a backup")
+        self.rows = _mapped(file, self.path, h5, "rows", (record.rows, *shape), dtype)  # (N, *S)
+        self.ids = np.array(_mapped(file, self.path, h5, "ids", (record.rows,), np.int64))  # (N,) int64
+        self.embeddings: NDArray[np.generic] | None = None  # (N, E) float16
+        if record.embedding:
+            wide = (record.rows, record.embedding)
+            self.embeddings = _mapped(file, self.path, h5, "embeddings", wide, np.float16)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -134,7 +158,9 @@ def plain_data(path: Path, h5: h5py.File, name: str) -> h5py.Dataset:
     return data
 
 
-def _mapped(path: Path, h5: h5py.File, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[np.generic]:
+def _mapped(
+    file: Path | BinaryIO, path: Path, h5: h5py.File, name: str, shape: tuple[int, ...], dtype: DTypeLike
+) -> NDArray[np.generic]:
     """The data set as a read-only map."""
     data = plain_data(path, h5, name)
     if data.shape != shape or data.dtype != dtype:
@@ -142,4 +168,4 @@ def _mapped(path: Path, h5: h5py.File, name: str, shape: tuple[int, ...], dtype:
             f"{path}: {name!r} is no contiguous data set of {np.dtype(dtype)} and shape {shape} inside the file; "
             "restore it from a backup"
         )
-    return np.memmap(path, dtype, "r", data.id.get_offset(), shape)
+    return np.memmap(file, dtype, "r", data.id.get_offset(), shape)

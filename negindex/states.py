@@ -59,6 +59,15 @@ class SegmentRecord(NamedTuple):
     last: int | None = None  # None while none has
 
 
+class Place(NamedTuple):
+    """Where new files of rows go, when that is not the set's own folder."""
+
+    url: str = ""  # "" for the folder
+    cache_bytes: int = 0  # what rows from elsewhere may take on this disk
+    stamps: tuple[tuple[str, str], ...] = ()  # (place, stamp): one of a place's is in it, unless another copy wrote
+    moving: str = ""  # where files are being taken that are not on record there yet
+
+
 class DerivedRecord(NamedTuple):
     """A file that follows from rows, as the catalogue knows it."""
 

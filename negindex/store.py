@@ -34,6 +34,7 @@ from negindex.errors import (
     NotThere,
     OnHold,
     SpaceMismatch,
+    Unreachable,
 )
 from negindex.hamming import Hashes
 from negindex.incoming import Incoming, some_are
@@ -41,9 +42,10 @@ from negindex.index import Index, is_small
 from negindex.kernel import Kernel
 from negindex.keys import Key
 from negindex.regimes import Regime, regime
+from negindex.rowstore import is_away
 from negindex.schema import IN_HOUSE
 from negindex.segment import SEGMENT_BYTES
-from negindex.segments import Holder, Segments
+from negindex.segments import Holder, Segments, taken
 from negindex.snapshot import Parts, Snapshot
 from negindex.states import NewRows, Note, Outstanding, SegmentRecord
 
@@ -64,7 +66,7 @@ class Store:
             raise NotAllowed(f"{path} is a backup; `negindex restore` brings it back as a set")
         self.catalogue = Catalogue(path / CATALOGUE, disk, key)
         self.meta = self.catalogue.meta
-        self.segments = Segments(path / SEGMENTS, self.meta, disk)
+        self.segments = Segments(path / SEGMENTS, self.meta, disk, self.catalogue)
         self.derived = Derived(path / DERIVED, self.catalogue, self.segments, disk)
         self.engines = Engines(path / ENGINES, self.meta.set_id, disk)
         self._open_up()
@@ -85,11 +87,22 @@ class Store:
         a file that is damaged.
         """
         with writer_lock(self.path):
+            self._begin()
             with ThreadPoolExecutor(1, "negindex-seal") as self._beside:  # leaves no file half written behind
                 yield
-            with suppress(OSError, Damaged):
+            with suppress(OSError, Damaged, Unreachable, NotAllowed):
                 self.tidy()
                 self.settle()
+
+    def _begin(self) -> None:
+        """See anew whose the places of rows are; what a move that did not come to its end left is swept."""
+        self.segments.begin()
+        place = self.catalogue.place()
+        if place.moving:
+            with suppress(OSError, Damaged, Unreachable, NotAllowed):
+                self.segments.own(place.moving)
+                self.segments.leave(place.moving)
+                self.catalogue.put_rows_at(place._replace(moving=""))
 
     # -- rows in ---------------------------------------------------------------------------
 
@@ -146,7 +159,7 @@ class Store:
         sql = "SELECT id, source_key, label, sha256 FROM rows WHERE segment IS NOT NULL AND id = ?"
         found = [row for i in sorted(placed) for row in self.catalogue.ask(sql, i)]
         opened = [(self.segments.open(files[placed[i][0]]), placed[i][1]) for i, *_ in found]
-        rows = np.array([segment.rows[place] for segment, place in opened], self.meta.dtype)
+        rows = np.asarray(taken(opened) if opened else (), self.meta.dtype)
         wide = [None if segment.embeddings is None else segment.embeddings[place] for segment, place in opened]
         return Incoming(
             rows.reshape(-1, *self.meta.shape),
@@ -169,10 +182,10 @@ class Store:
 
     def _sealing(self, part: Incoming, ids: NDArray[np.int64]) -> Callable[[], SegmentRecord]:
         """Seal a large file beside the change that will name it, which waits for it before it commits."""
-        if part.rows.nbytes < _BESIDE:
+        if part.rows.nbytes < _BESIDE or self.segments.is_away:
             record = self.segments.seal(part.rows, ids, part.embeddings)
             return lambda: record
-        return self._beside.submit(self.segments.seal, part.rows, ids, part.embeddings).result
+        return self._beside.submit(self.segments.seal_here, part.rows, ids, part.embeddings).result
 
     def _check_allowed(self, given: Incoming) -> None:
         """Raise ContentRefused for content that may not be stored, or that an erasure keeps out."""
@@ -360,16 +373,16 @@ class Store:
 
     def holders(self, one: Outstanding) -> list[Holder]:
         """Who keeps something from being finished, as far as this system tells."""
-        folder = self._folder(one)
-        return [] if folder is None else segments.holders(folder / one.name)
-
-    def _folder(self, one: Outstanding) -> Path | None:
-        """Where a file lies that is to be let go."""
-        return {"file": self.segments.folder, "derived": self.derived.folder}.get(one.what)
+        folder = {"file": self.segments.folder, "derived": self.derived.folder}.get(one.what)
+        return [] if folder is None or is_away(one.name) else segments.holders(folder / one.name)
 
     def _is_done(self, one: Outstanding) -> bool:
-        if folder := self._folder(one):
-            return segments.let_go(self.disk, folder / one.name)
+        if one.what == "derived":
+            return segments.let_go(self.disk, self.derived.folder / one.name)
+        if one.what == "file":
+            with suppress(Unreachable, NotAllowed):  # it stays on the list
+                return self.segments.let_go(one.name)
+            return False
         if one.what == "journal":
             return self.catalogue.scrub()
         if one.what == "engine":

@@ -13,6 +13,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import BinaryIO, cast
 
 import h5py
 
@@ -21,7 +23,9 @@ from negindex.catalogue import Catalogue
 from negindex.checkpoint import Checkpoint
 from negindex.derived import DERIVED
 from negindex.disk import Disk, sha256_of, writer_lock
-from negindex.errors import Damaged, Locked
+from negindex.errors import Damaged, InvalidInput, Locked, NotAllowed
+from negindex.objects import store_at
+from negindex.rowstore import apart, fetch, is_away
 from negindex.schema import connect, named
 from negindex.segment import Segment
 from negindex.standing import OnRecord
@@ -52,7 +56,8 @@ def verify(path: Path | str, checkpoints: Sequence[Checkpoint] = ()) -> Verdict:
     The catalogue is read at one version, while others may write; files that are replaced meanwhile are followed.
     checkpoints: exported before and kept elsewhere; without them nobody can tell whether the whole directory was
     rolled back, or the newest versions cut off, together with all that hangs on them.
-    Raises NoCollection, NewerFormat, or Damaged where the catalogue cannot be opened at all.
+    Files that lie elsewhere are read whole. Raises Unreachable where their place is, NoCollection, NewerFormat, or
+    Damaged where the catalogue cannot be opened at all.
     """
     path, faults = Path(path), Faults()
     try:
@@ -129,7 +134,7 @@ class Files:
         try:
             for said in self._odd(file, found):
                 found.add("segment", name, said)
-        except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        except (OSError, ValueError, Damaged, InvalidInput, NotAllowed) as error:  # ValueError: a name with a NUL
             found.add("segment", name, f"cannot be read ({error!a})")
         if found.listed() and not self._stands(file):
             return  # it was replaced meanwhile, and what replaced it is checked in its turn
@@ -141,17 +146,29 @@ class Files:
         if not isinstance(file.file, str):
             yield "is no name of a file"
             return
+        if is_away(file.file):
+            with TemporaryFile(dir=self._path) as copy:
+                place, name = apart(file.file)
+                store = store_at(place)
+                digest = fetch(store, name, store.size(name), copy)
+                copy.flush()
+                yield from self._odd_in(Path(name), digest, file, found, cast(BinaryIO, copy))
+            return
         path = self._path / SEGMENTS / file.file
         if path.parent != self._path / SEGMENTS:
             yield "is no file of this set's folder"
             return
-        digest = sha256_of(path)
-        self.bytes += path.stat().st_size
+        yield from self._odd_in(path, sha256_of(path), file, found)
+
+    def _odd_in(
+        self, path: Path, digest: str, file: SegmentRecord, found: Faults, copy: BinaryIO | None = None
+    ) -> Iterator[str]:
+        self.bytes += path.stat().st_size if copy is None else copy.seek(0, 2)
         if digest != file.sha256:
             yield f"has other bytes than were written: their sha256 is {digest}, on record is {file.sha256!a}"
         try:
-            segment = Segment(path, self._meta.set_id, self._meta.shape, file, self._meta.dtype)
-            with h5py.File(path, "r") as h5:
+            segment = Segment(path, self._meta.set_id, self._meta.shape, file, self._meta.dtype, copy)
+            with h5py.File(path if copy is None else copy, "r") as h5:
                 if set(h5) != {"rows", "ids", *(["embeddings"] if file.embedding else [])}:
                     yield f"holds {sorted(h5)!a}, which is not what is on record"
         except (Damaged, OSError, RuntimeError) as error:

@@ -24,6 +24,7 @@ _COMMANDS = {  # name: (module, what `negindex --help` says)
     "gates": ("gates", "How often gates speak up, and of whom."),
     "engine": ("engine", "Keep a set's index in Milvus, beyond this machine's memory."),
     "compact": ("compact", "Merge small files, give up what old versions hold."),
+    "rows": ("rows", "Have a collection's rows lie elsewhere, such as in a bucket."),
     "verify": ("verify", "Check every byte of a collection against its record."),
     "checkpoint": ("checkpoint", "Export the log's signed root, to keep elsewhere."),
     "prove": ("prove", "Check a receipt, offline, against the log."),

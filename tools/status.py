@@ -78,6 +78,7 @@ def _now(collection: Collection) -> dict[str, Any]:
         "segments": len(files),
         "bytes": sum(file.bytes for file in files),
         "bytes_to_reclaim": dead.bytes,
+        **_place(collection),
         **_kernel(collection),
         "open_claims": _open(collection.claims.every()),
         "next_due": None if due is None else _next(due.claim, due.clock.name, due.clock.due),
@@ -103,6 +104,14 @@ def _then(collection: Collection, number: int) -> dict[str, Any]:
         "open_claims": _open(collection.claims_at(number).values()),
         "cannot_be_opened": why,
     }
+
+
+def _place(collection: Collection) -> dict[str, Any]:
+    """Where rows lie, and what is kept here of those that lie elsewhere; nothing for a set that holds its own."""
+    if collection.rows_at is None:
+        return {}
+    kept, limit = collection.rows_kept
+    return {"rows_at": collection.rows_at, "bytes_kept_here": kept, "cache_bytes": limit}
 
 
 def _kernel(collection: Collection) -> dict[str, Any]:

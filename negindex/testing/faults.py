@@ -18,9 +18,10 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import BinaryIO, Literal
 
-from negindex.disk import Disk
+from negindex.disk import Disk, Objects
 
 When = Literal["before", "half", "after"]  # half: of a write, the first half of the bytes
 
@@ -64,6 +65,21 @@ class FaultyDisk(Disk):
     def remove(self, path: Path) -> None:
         with self._call("remove"):
             super().remove(path)
+
+    def put_object(self, store: Objects, name: str, path: Path) -> None:
+        with self._call("put_object") as here:
+            if here and self.when == "half":
+                with NamedTemporaryFile() as half:
+                    half.write(path.read_bytes()[: path.stat().st_size // 2])
+                    half.flush()
+                    super().put_object(store, name, Path(half.name))
+                self.fault()
+            else:
+                super().put_object(store, name, path)
+
+    def delete_object(self, store: Objects, name: str) -> None:
+        with self._call("delete_object"):
+            super().delete_object(store, name)
 
     def scrub(self, connection: sqlite3.Connection) -> bool:
         with self._call("scrub"):
@@ -120,5 +136,5 @@ def points(calls: Sequence[str]) -> list[tuple[int, When]]:
     [(1, 'before'), (1, 'half'), (1, 'after'), (2, 'before'), (2, 'after')]
     """
     whens: tuple[When, ...] = ("before", "half", "after")
-    written = ("write", "copy_database")
+    written = ("write", "copy_database", "put_object")
     return [(at, when) for at, name in enumerate(calls, 1) for when in whens if when != "half" or name in written]
