@@ -14,7 +14,7 @@ SERVICE_PACKAGES := s3fs==2026.9.0 "moto[server]==5.2.5"
 WHEEL := $(CURDIR)/build/installed
 SLOWEST := machine crash crash_claims faults isolation backup pipelines branches families calibration mixture \
   scheduled_backups service_kill pages_encoder fuzz tracing oidc literal near_by_index bundles \
-  bench_peers bench_copies bench_posterior demo
+  bench_peers bench_copies bench_posterior demo rows_elsewhere
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile  # two processes of one thread each, a file's tests in one
 export OMP_WAIT_POLICY := PASSIVE
 test test-wheel: export OMP_NUM_THREADS := 1

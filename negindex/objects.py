@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from negindex.errors import NegindexError, NotAllowed, Unreachable
+from negindex.errors import InvalidInput, NegindexError, NotAllowed, Unreachable
 from negindex.rowstore import checked_address, gone, is_sealed_name, whole
 
 _REMEDY = "check the place, the network, and the credentials that fsspec finds in its configuration or environment"
@@ -21,12 +21,14 @@ class Objects:
     """
 
     def __init__(self, url: str) -> None:
-        """Raises NotAllowed where fsspec, or what it needs for this kind of address, is not installed."""
+        """Raises InvalidInput, and NotAllowed where fsspec, or what this kind of address needs, is not installed."""
         self._url = checked_address(url)
         kind = self._url.partition("://")[0]
         try:
             import fsspec
 
+            if kind not in {*fsspec.available_protocols(), *fsspec.registry}:
+                raise InvalidInput(f"{self._url!r}: fsspec knows no address of the kind {kind}://; give another")
             with self._told():
                 self._fs, self._root = fsspec.core.url_to_fs(self._url, skip_instance_cache=True)
         except ImportError as error:

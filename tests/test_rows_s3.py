@@ -85,6 +85,7 @@ def test_a_set_in_a_bucket_answers_as_it_did_here(bucket, tmp_path, caplog):
     held = Collection.open(made.path).snapshot()
     held.take(torch.tensor([0]))
     caplog.set_level(logging.INFO, "werkzeug")
+    caplog.clear()
     assert np.array_equal(held.take(torch.tensor([150])).rows.numpy().reshape(SHAPE), rows(200)[150])
     (said,) = [record.getMessage() for record in caplog.records if "GET /rows/sets/" in record.getMessage()]
     assert '" 206 ' in said, "a range of the object, asked for once"
