@@ -2,7 +2,6 @@
 
 import errno
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from forked import PROCESSES
 from small_sets import SHAPE, rows, state
 
 from negindex import Collection, Exact, NoiseLevel, merkle
@@ -24,8 +24,6 @@ from negindex.states import Provenance
 from negindex.testing import FailingDisk, FaultyDisk, KillingDisk, ShortDisk, points
 from negindex.tools.cli import main
 
-PROCESSES = multiprocessing.get_context("forkserver")  # imports once, forks before any OpenMP
-PROCESSES.set_forkserver_preload(["negindex", "pytest"])
 MARK = b"canary-canary-canary-canary-canary-canary-canary-canary-canary!!"
 TEXT = MARK.decode()
 LEVEL = NoiseLevel(1.0, 1.0)

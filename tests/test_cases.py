@@ -1,6 +1,5 @@
 """What happened to people who do this job elsewhere, each tried here; the numbers are those of the list of cases."""
 
-import multiprocessing
 import os
 import sqlite3
 from contextlib import closing
@@ -9,14 +8,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from forked import PROCESSES
 from small_sets import SHAPE, rows
 
 from negindex import Collection, Exact, NoiseLevel, Union
 from negindex.errors import Damaged, EmptySet
 
 AT_A_ROW = NoiseLevel(1.0, 1e-3)
-PROCESSES = multiprocessing.get_context("forkserver")  # imports once, forks before any OpenMP
-PROCESSES.set_forkserver_preload(["negindex.collection"])
 
 
 def engines(col, given):

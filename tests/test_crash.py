@@ -1,6 +1,5 @@
 """kill -9 at every point of the write order: the old version or the new one, and nothing acknowledged is lost."""
 
-import multiprocessing
 import random
 import signal
 import time
@@ -8,6 +7,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from forked import PROCESSES
 
 from negindex import Collection, Exact, NoiseLevel
 from negindex.errors import NoCollection
@@ -21,8 +21,6 @@ WRITE_ORDER = {
     "add in three files": [*ONE_FILE * 3, "commit"],
     "withdraw": ["commit"],
 }
-PROCESSES = multiprocessing.get_context("forkserver")  # imports once, forks before any OpenMP
-PROCESSES.set_forkserver_preload(["negindex", "pytest"])
 
 OLD = {"a": 0, "c": 2}  # source key: the row's number
 NEW = {

@@ -5,7 +5,6 @@ then on the disk must be what the model says after the acknowledged operations, 
 """
 
 import copy
-import multiprocessing
 import random
 import signal
 import time
@@ -13,12 +12,11 @@ import time
 import pytest
 from claim_machine import Machine
 from claim_model import SHAPE
+from forked import PROCESSES
 
 from negindex import Collection
 from negindex.testing import KillingDisk
 
-PROCESSES = multiprocessing.get_context("forkserver")  # imports once, forks before any OpenMP
-PROCESSES.set_forkserver_preload(["negindex.collection", "negindex.testing"])
 BEFORE, AFTERWARDS = 30, 8  # operations
 POINTS = [  # the call at which the process ends, the highest number of its kind, and when
     ("write", 30, ("before", "half", "after")),

@@ -1,6 +1,5 @@
 """What is no collection, or no longer the one that was written, is refused by name."""
 
-import multiprocessing
 import os
 import sqlite3
 from contextlib import closing
@@ -9,14 +8,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from forked import PROCESSES
 
 from negindex import Collection, NegindexError, NoiseLevel
 from negindex.errors import Damaged, NewerFormat, NoCollection
 from negindex.schema import FORMAT
 
 SHAPE, N = (8,), 2000
-PROCESSES = multiprocessing.get_context("forkserver")  # imports once, forks before any OpenMP
-PROCESSES.set_forkserver_preload(["negindex", "pytest"])
 
 
 def rows(count, seed=0):

@@ -1,7 +1,6 @@
 """A build never loses count: one outcome an input, resumed after any end, in any order and number of shares."""
 
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -9,6 +8,7 @@ import time
 import numpy as np
 import pytest
 from corpora import ledger, png, run, tar
+from forked import PROCESSES
 from small_sets import state
 
 from negindex import Collection
@@ -159,10 +159,6 @@ def test_a_ledger_that_is_none_is_named(tmp_path):
         (tmp_path / "a.jsonl").write_text(content, encoding="latin-1")
         with pytest.raises(Damaged, match="is no ledger"):
             left_out_in(tmp_path / "a.jsonl")
-
-
-PROCESSES = multiprocessing.get_context("forkserver")  # imports once, forks before any OpenMP
-PROCESSES.set_forkserver_preload(["negindex.sampler.ingest", "negindex.tools.build"])
 
 
 def command(*words, slow=False):

@@ -4,7 +4,6 @@ The writer logs what was in force at each version; a reader computes the answer 
 """
 
 import json
-import multiprocessing
 import random
 import time
 
@@ -13,14 +12,13 @@ import pytest
 import torch
 from claim_machine import WEIGHTS, Machine, rows
 from claim_model import SHAPE
+from forked import PROCESSES
 
 from negindex import Collection, Exact, NoiseLevel, Snapshot
 from negindex.errors import EmptySet
 
 READERS = 4
 LEVEL = NoiseLevel(0.8, 0.6)
-PROCESSES = multiprocessing.get_context("forkserver")  # imports once, forks before any OpenMP
-PROCESSES.set_forkserver_preload(["negindex.collection", "negindex.testing"])
 
 
 def write(path, ledger, seed, stop):

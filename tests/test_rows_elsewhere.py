@@ -1,7 +1,6 @@
 """Rows that lie elsewhere: the same answers, read by ranges, and nothing of what is erased left in any place."""
 
 import json
-import multiprocessing
 import random
 import shutil
 import signal
@@ -14,6 +13,7 @@ import pytest
 import torch
 from corpora import run
 from elsewhere import CHANGES, SHAPE, killed, looked_up, rows, size_of
+from forked import PROCESSES
 from stores import SECRET, Counted
 
 from negindex import Collection, NoiseLevel, away
@@ -25,8 +25,6 @@ from negindex.testing import FaultyDisk, NegativesTests, ShortDisk, points
 ROW = 8 << 10
 LEVEL = NoiseLevel(0.8, 0.6)
 MARK = b"canary-canary-canary-canary-canary-canary-canary-canary-canary!!"
-PROCESSES = multiprocessing.get_context("forkserver")  # imports once, forks before any OpenMP
-PROCESSES.set_forkserver_preload(["negindex.collection", "negindex.testing", "fsspec.implementations.local"])
 
 
 def filled(path, count=40, shape=SHAPE):

@@ -5,7 +5,6 @@ import errno
 import http.server
 import json
 import math
-import multiprocessing
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
+from forked import PROCESSES
 from serving import figure, processes, serving
 from small_sets import SHAPE, rows
 
@@ -30,8 +30,6 @@ from negindex.service.scheduled import AGAIN, Backups, Stoppable
 from negindex.service.settings import Settings, read_settings
 from negindex.testing import FailingDisk, FaultyDisk, KillingDisk, points
 
-PROCESSES = multiprocessing.get_context("forkserver")  # imports once, forks before any OpenMP
-PROCESSES.set_forkserver_preload(["negindex", "pytest"])
 DAY = dt.timedelta(days=1)
 LEVEL = NoiseLevel(0.7, 0.7)
 X = torch.ones(2, *SHAPE)

@@ -1,11 +1,11 @@
 """Reading a collection: a snapshot never changes, a collection follows, a withdrawn row never answers."""
 
-import multiprocessing
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from forked import PROCESSES
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -15,8 +15,6 @@ from negindex.errors import DuplicateKey, EmptySet, UnknownKey, UnknownVersion
 
 SHAPE = (3,)
 LEVEL = NoiseLevel(0.8, 0.6)
-PROCESSES = multiprocessing.get_context("forkserver")  # imports once, forks before any OpenMP
-PROCESSES.set_forkserver_preload(["negindex", "pytest"])
 
 
 def row(number):

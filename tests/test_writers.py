@@ -1,19 +1,16 @@
 """Several writers of one collection take turns, and lose nothing."""
 
 import functools
-import multiprocessing
 import threading
 
 import pytest
 import torch
+from forked import PROCESSES
 from small_sets import SHAPE, rows, state
 
 from negindex import Collection, NoiseLevel
 from negindex.disk import writer_lock
 from negindex.errors import Locked
-
-PROCESSES = multiprocessing.get_context("forkserver")  # imports once, forks before any OpenMP
-PROCESSES.set_forkserver_preload(["negindex", "pytest"])
 
 
 def add_one_by_one(path, name, count):
