@@ -90,7 +90,7 @@ class MilvusServer:
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """As an operator would; -9 where it takes more than 20 seconds."""
+        """As an operator would; -9 where it takes more than some seconds."""
         self._end(signal.SIGTERM)
 
     def _end(self, how: int) -> None:
@@ -98,7 +98,7 @@ class MilvusServer:
             return
         self.process.send_signal(how)
         try:
-            self.process.wait(20)
+            self.process.wait(5)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()

@@ -54,8 +54,8 @@ def outstanding_lines(found: Sequence[dict[str, Any]]) -> list[str]:
         lines += [f"  held by process {h['pid']}: {one_line(h['program']) or '?'}" for h in one["holders"]]
     if found:
         lines.append(
-            "not finished: end what holds a file, or have it open the set anew, and bring a backup or an engine within reach; "
-            "then `negindex status` finishes it"
+            "not finished: end what holds a file, or have it open the set anew, and bring a backup or an engine within "
+            "reach; then `negindex status` finishes it"
         )
     return lines
 
