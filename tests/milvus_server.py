@@ -114,6 +114,7 @@ class MilvusServer:
 if __name__ == "__main__":  # `python tests/milvus_server.py FOLDER`: one to try things with, until it is interrupted
     server = MilvusServer(Path(sys.argv[1]).absolute()).start()
     print(f"milvus://127.0.0.1:{server.port}/NAME", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         signal.pause()
     finally:
