@@ -90,7 +90,7 @@ class MilvusServer:
         self._end(signal.SIGKILL)
 
     def stop(self) -> None:
-        """As an operator would; -9 where it takes more than 20 seconds."""
+        """As an operator would; -9 where it takes more than some seconds."""
         self._end(signal.SIGTERM)
 
     def _end(self, how: int) -> None:
@@ -98,7 +98,7 @@ class MilvusServer:
             return
         self.process.send_signal(how)
         try:
-            self.process.wait(20)
+            self.process.wait(5)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -114,6 +114,7 @@ class MilvusServer:
 if __name__ == "__main__":  # `python tests/milvus_server.py FOLDER`: one to try things with, until it is interrupted
     server = MilvusServer(Path(sys.argv[1]).absolute()).start()
     print(f"milvus://127.0.0.1:{server.port}/NAME", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         signal.pause()
     finally:

@@ -95,7 +95,9 @@ class Link:
             schema.add_field("vector", kind.FLOAT_VECTOR, dim=max(width, 2))
             index = client.prepare_index_params()
             index.add_index("vector", index_type="FLAT", metric_type="L2")
-            client.create_collection(table, schema=schema, consistency_level="Bounded", timeout=self.timeout)
+            client.create_collection(
+                table, schema=schema, consistency_level="Bounded", timeout=max(self.timeout, _SLOW)
+            )
             client.create_index(table, index, timeout=self.timeout, sync=False)  # ``settle`` waits for it
 
     def drop(self, table: str) -> None:

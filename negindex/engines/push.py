@@ -62,6 +62,7 @@ def push(collection: Collection, address: Address, say: Say = lambda said: None)
     Raises NotAllowed for a set without an index, OutOfRange for a kernel of more dimensions than an engine takes,
     Unreachable, and EngineBehind if the rows are not there afterwards.
     """
+    collection.compact()
     index = _index(collection)
     collection.engines.note(address)
     with collection.engines.held(address):
@@ -125,8 +126,7 @@ def drop(collection: Collection, address: Address, *, gone: bool = False) -> int
 
 
 def _index(collection: Collection) -> Index:
-    """The one on record, made anew where it lacks many rows."""
-    collection.compact()
+    """The one on record."""
     index = collection.index()
     if index is None:
         raise NotAllowed(
