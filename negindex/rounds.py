@@ -25,7 +25,7 @@ from negindex.partial import Missing, Partial
 
 LOOSE = 1e9  # an error that every answer reaches
 _FIRST = 4  # of k rows one in so many is read in the first round
-_MARGIN = 0.8  # of the error asked for is shared out: shares move when members look closer
+_MARGIN = 0.9  # of the error asked for is shared out: shares move when members look closer
 _MOST = 4  # further rounds; in the last one a member that counts is asked for a thousandth of what is left
 _LAST = 1e-3
 
@@ -157,7 +157,7 @@ class Rounds:
             if query.k is not None:
                 k = min(query.k, self._counts[place], _near_power(query.k * float(shares[b]), query.k))
             if query.error is not None and float(targets[b]) < LOOSE:
-                error = _power_below(float(targets[b]), query.error)
+                error = _step_below(float(targets[b]), query.error)
             more = k is not None and first.k is not None and k > first.k and not self._round > 1
             if error is not None or more:
                 groups.setdefault((max(k or 0, first.k or 0) or None, error or first.error), []).append(b)
@@ -167,9 +167,9 @@ class Rounds:
         ]
 
 
-def _power_below(target: float, unit: float) -> float:
-    """The largest power of two times a unit that is no more than the target: few different questions."""
-    return float(unit * 2.0 ** max(floor(log2(max(target, 1e-300) / unit)), -60))
+def _step_below(target: float, unit: float) -> float:
+    """The largest step, four to a power of two, that is no more than the target: few different questions."""
+    return float(unit * 2.0 ** (max(floor(4 * log2(max(target, 1e-300) / unit)), -240) / 4))
 
 
 def _near_power(number: float, most: int) -> int:

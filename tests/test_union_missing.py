@@ -85,8 +85,9 @@ def test_with_the_policy_the_rest_answer_and_say_who_is_missing(root, far, caplo
         pinned = union.pin()
         whole = pinned.posterior(X, LEVEL)
         assert (whole.count, whole.missing) == (8, ())
-    for asked in (pinned, union, union.pin()):
+    for ask in (lambda: pinned, lambda: union, union.pin):
         with caplog.at_level(logging.WARNING, "negindex.union"):
+            asked = ask()
             told, near = asked.posterior(X, LEVEL), asked.near(X, k=8)
         assert same(told, here.posterior(X, LEVEL))
         assert told.origins == near.origins == here.origins
@@ -127,8 +128,8 @@ def test_where_no_row_is_left_to_answer_it_raises_whatever_the_policy(root, far)
 def test_a_service_killed_in_the_middle_and_one_that_stands_still(root, far):
     """A process of its own: stopped, so that it accepts and never answers; then killed while it is asked."""
     here = Exact(HERE)
-    with processes(root, "--keyless") as (url, process):
-        remote = RemoteNegatives(url, "far.set", retries=0, timeout=20)
+    with processes(root) as (url, process):
+        remote = RemoteNegatives(url, "far.set", retries=0, timeout=60)
         union = Union([here, remote], timeout=[None, 0.5], missing="without")
         pinned, strict = union.pin(), Union([here, remote], timeout=0.5).pin()
         whole = pinned.posterior(X, LEVEL)

@@ -104,12 +104,7 @@ _OPTIONS = (
     ),
     click.option("--key", type=_SET, metavar="FILE", help="Sign the receipts with this key (`negindex key new`)."),
 )
-FREE = {"labels": (), "copies": "by-data", "on_error": "raise", "missing": "raise"}  # of options not given
-    "labels": (),
-    "copies": "by-data",
-    "on_error": "raise",
-    "missing": "raise",
-}  # what options say that were not given
+FREE = {"labels": (), "copies": "by-data", "on_error": "raise", "missing": "raise"}  # where nothing was given
 
 
 def guard_options(command: F) -> F:
