@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 NAME = "bench"
 WIDTH = 16  # numbers in a row
+START = 120.0  # seconds within which the service must answer
 SYNCS = 200  # of the disk alone
 BLOCK = 4096  # bytes
 
@@ -117,7 +118,7 @@ def _wrote(way: Way, place: Path, count: int, seconds: float) -> tuple[list[Wrot
     with way.made(place):
         go, pipes = PROCESSES.Event(), [PROCESSES.Pipe(duplex=False) for _ in range(count)]
         started = [
-            PROCESSES.Process(target=_work, args=(way.writer, place, number, seconds, go, theirs))
+            PROCESSES.Process(target=_work, args=(way.writer, place, number, seconds, go, theirs), daemon=True)
             for number, (_, theirs) in enumerate(pipes)
         ]
         for process in started:
@@ -243,7 +244,21 @@ def _served(place: Path) -> Iterator[None]:
     with _made(place), serving(place, 1) as (url, _):
         key, _ = create_key(place, ["curator"])
         (place / "service").write_text(f"{url}\n{key}")
+        _wait_for(url, key)
         yield
+
+
+def _wait_for(url: str, key: str) -> None:
+    """Until the service has begun to answer."""
+    from negindex.tools.bench_kill import Claimant
+
+    end = time.monotonic() + START
+    while True:
+        try:
+            return Claimant(url, NAME, key).log_in()
+        except OSError:
+            if time.monotonic() > end:
+                raise
 
 
 @contextmanager
