@@ -64,12 +64,15 @@ Example:
 )  # fmt: skip
 @click.option("--seconds", type=click.FloatRange(0.1), default=5.0, show_default=True, help="How long they write.")
 @click.option("--batch", type=click.IntRange(2), default=100, show_default=True, help="Rows of a batch.")
+@click.option("--only", multiple=True, metavar="WORD", help="Only ways of writing with this word in their name.")
 @click.option("--postgres", metavar="DSN", help="Write the catalogue's transaction to this PostgreSQL too (psycopg).")
 @click.option(
     "--keep", type=click.Path(file_okay=False, path_type=Path), help="Where the sets are made (default: temporary)."
 )
 @errors_to_exit_codes
-def writers(counts: tuple[int, ...], seconds: float, batch: int, postgres: str | None, keep: Path | None) -> None:
+def writers(
+    counts: tuple[int, ...], seconds: float, batch: int, only: tuple[str, ...], postgres: str | None, keep: Path | None
+) -> None:
     """Changes a second, and how long one takes until it is on the disk, by how many write at once.
 
     Writers are processes; each makes one change after the other without a pause. Rows are added and withdrawn, one at
@@ -86,6 +89,7 @@ def writers(counts: tuple[int, ...], seconds: float, batch: int, postgres: str |
         click.echo(f"the disk alone: {_line(_synced(folder))}")
         ways = [rows_way(1), rows_way(batch), claims_way(), pages_way(), sqlite_way()]
         ways += [] if postgres is None else [postgres_way(postgres)]
+        ways = [way for way in ways if not only or any(word in way.name for word in only)]
         click.echo(f"{'':30}{'writers':>8}{'changes/s':>11}{'p50 ms':>9}{'p99 ms':>9}{'worst ms':>10}{'failures':>10}")
         for way in ways:
             for count in counts:
