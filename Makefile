@@ -8,7 +8,7 @@
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 READY := .venv/.ready
-DEBIAN_PACKAGES := dataset-fashion-mnist chromium
+DEBIAN_PACKAGES := dataset-fashion-mnist chromium postgresql
 MILVUS := milvus==2.3.5 'setuptools<81'  # a server, in an environment of its own: it needs older packages than ours
 SERVICE_PACKAGES := s3fs==2026.9.0 "moto[server]==5.2.5"
 WHEEL := $(CURDIR)/build/installed

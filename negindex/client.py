@@ -63,6 +63,7 @@ class RemoteNegatives(Following):
         self._latest: RemoteSnapshot | None = None
         pinned = self.pin()
         self.shape, self.space = pinned.shape, pinned.space
+        self._set_id = pinned.set_id.partition("#")[0]
 
     def pin(self) -> RemoteSnapshot:
         """The newest version that the service has; the same object while nothing changes."""
@@ -80,7 +81,20 @@ class RemoteNegatives(Following):
         made = object.__new__(RemoteNegatives)
         made._set, made.min_version, made._latest = self._set.under(label), self.min_version, None
         made.shape, made.space = self.shape, self.space
+        made._set_id = self._set_id
         return made
+
+    @property
+    def elsewhere(self) -> bool:
+        return True
+
+    @property
+    def address(self) -> str:
+        return self._set.where
+
+    @property
+    def known_as(self) -> str:
+        return self._set_id if self._set.label is None else f"{self._set_id}#{self._set.label}"
 
     def rows(self, ids: Sequence[int]) -> Tensor:
         """Rows (n, *S) float64 that are in force now, by their ids; for keys that may have them."""
@@ -130,6 +144,14 @@ class RemoteSnapshot(Negatives):
         return (Origin(self.set_id, self.version),)
 
     @property
+    def elsewhere(self) -> bool:
+        return True
+
+    @property
+    def address(self) -> str:
+        return f"{self._set.where}, version {self.version}"
+
+    @property
     def default_kernel(self) -> Kernel:
         return self._set.kernel(self.version, self._kernel)
 
@@ -138,9 +160,16 @@ class RemoteSnapshot(Negatives):
         whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         ids = whole.pop("ids")
         heaviest = Heaviest(torch.zeros_like(ids), ids, whole.pop("log_weight"))
-        mean = whole.pop("mean").to(torch.float64)
         told = Partial(
-            **whole, mean=mean, heaviest=heaviest, count=self._count, kernel=query.kernel, origins=self.origins
+            log_norm=whole["log_norm"],
+            mean=whole["mean"].to(torch.float64),
+            log_tail=whole["log_tail"],
+            log_unread=whole["log_unread"],
+            error=whole["error"],
+            heaviest=heaviest,
+            count=self._count,
+            kernel=query.kernel,
+            origins=self.origins,
         )
         return told.to(query.x_t.device)
 
@@ -217,6 +246,8 @@ class RemoteSnapshot(Negatives):
         arrays = {"x_t": x_t, "alpha": query.level.alpha[some], "sigma": query.level.sigma[some]}
         k = None if query.k is None else min(query.k, self._count)  # a member of a union may have fewer rows
         said = self._asked() | {"kernel": query.kernel.fingerprint, "k": k, "error": query.error}
+        if query.names is not None:
+            said["names"] = query.names
         whole = kernel_arrays(query.kernel)
         if "projection" not in whole and query.kernel.fingerprint != self._kernel:
             arrays |= whole  # a few numbers

@@ -463,6 +463,14 @@ class Collection(Following):
 
     # -- reading it ------------------------------------------------------------------------
 
+    @property
+    def known_as(self) -> str:
+        return self.set_id
+
+    @property
+    def address(self) -> str:
+        return f"set {self.set_id} in {self.path}"
+
     def snapshot(self, version: int | None = None) -> Snapshot:
         """The rows in force at a version (the newest when None), for as long as it is held.
 

@@ -150,5 +150,5 @@ def writer_lock(directory: Path, *, wait: float = 10.0) -> Iterator[None]:
                         f"{directory} is being written by another process, and still was after {wait:g} s; "
                         "try again when it is done"
                     ) from None
-                time.sleep(0.02)
+                time.sleep(0.002)
         yield

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import cached_property
 from math import inf
 from typing import Self, TypeVar
@@ -24,7 +23,6 @@ from negindex.literal import answer as read
 from negindex.moments import Moments
 from negindex.near import Near
 from negindex.negatives import Negatives, Query, Reach, row_elements
-from negindex.noise import NoiseLevel
 from negindex.partial import NEG_INF, Heaviest, Origin, Partial
 from negindex.projection import Space, generator
 from negindex.spheres import Spheres
@@ -125,10 +123,10 @@ class Mixture(Negatives):
             told = self._modelled(query)
         else:
             told = self._plain(query)
-            told = put(told, asked, self._modelled(some_of(query, asked))) if len(asked) else told
+            told = told.put(asked, self._modelled(query.some(asked))) if len(asked) else told
         missed = (told.error > (query.error or inf)).nonzero()[:, 0]
         if len(missed) and query.k is None:
-            told = put(told, missed, self.source.answer(some_of(query, missed)).to("cpu"))
+            told = told.put(missed, self.source.answer(query.some(missed)).to("cpu"))
         return told.to(query.x_t.device)
 
     def models(self, kernel: Kernel) -> bool:
@@ -232,7 +230,7 @@ class Mixture(Negatives):
 
         def one(b: int) -> Answer:
             sample = Sample.of(self.clusters, y[b], points[b], variance[b])
-            return read(self.clusters, self.source, sample, most, error, query.named)
+            return read(self.clusters, self.source, sample, most, error, min(query.named, most))
 
         return _each(one, len(y))
 
@@ -328,26 +326,3 @@ def _filled(ids: Tensor, log_weight: Tensor, places: int) -> tuple[Tensor, Tenso
     """Ids and log-weights of some rows, with -1 and -inf in the places left over."""
     left_over = (0, places - len(ids))
     return pad(ids, left_over, value=-1), pad(log_weight, left_over, value=NEG_INF)
-
-
-def some_of(query: Query, samples: Tensor) -> Query:
-    """The query about some samples (n,) of its batch."""
-    level = NoiseLevel(query.level.alpha[samples], query.level.sigma[samples])
-    return replace(query, x_t=query.x_t[samples.to(query.x_t.device)], level=level)
-
-
-def put(told: Partial, samples: Tensor, part: Partial) -> Partial:
-    """The answers with those of ``part`` in the places of some samples (n,)."""
-
-    def placed(one: Tensor, other: Tensor) -> Tensor:
-        return one.index_copy(0, samples, other)
-
-    return replace(
-        told,
-        log_norm=placed(told.log_norm, part.log_norm),
-        mean=placed(told.mean, part.mean),
-        log_tail=placed(told.log_tail, part.log_tail),
-        log_unread=placed(told.log_unread, part.log_unread),
-        error=placed(told.error, part.error),
-        heaviest=Heaviest(*map(placed, told.heaviest, part.heaviest)),
-    )

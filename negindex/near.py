@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from negindex.partial import Origin
+from negindex.partial import Missing, Origin
 
 
 class Near(NamedTuple):
@@ -25,6 +25,7 @@ class Near(NamedTuple):
     distances: Tensor  # (B, K) float64, L2 over all dimensions
     rows: Tensor  # (B, K, *S) float64
     origins: tuple[Origin, ...]
+    missing: tuple[Missing, ...] = ()  # sets of the same union that are not in the answer
 
     @property
     def found(self) -> Tensor:
@@ -44,6 +45,7 @@ class Near(NamedTuple):
             distances=distances.gather(1, order),
             rows=rows[torch.arange(len(rows), device=rows.device)[:, None], order],
             origins=origins,
+            missing=tuple(dict.fromkeys(self.missing + other.missing)),
         )
 
     @classmethod
@@ -52,11 +54,13 @@ class Near(NamedTuple):
         width = max(part.ids.shape[1] for part in parts)
         columns = zip(*(_widened(part, width) for part in parts), strict=True)
         origin, ids, distances, rows = map(torch.cat, columns)
-        return cls(origin, ids, distances, rows, parts[0].origins)
+        missing = tuple(dict.fromkeys(one for part in parts for one in part.missing))
+        return cls(origin, ids, distances, rows, parts[0].origins, missing)
 
     def about(self, samples: slice) -> Near:
         """The same about some of its samples."""
-        return Near(self.origin[samples], self.ids[samples], self.distances[samples], self.rows[samples], self.origins)
+        columns = (self.origin[samples], self.ids[samples], self.distances[samples], self.rows[samples])
+        return Near(*columns, self.origins, self.missing)
 
     def to(self, device: torch.device | str) -> Near:
         """The same answer with its tensors on ``device``."""

@@ -17,7 +17,7 @@ from negindex.kernel import LITERAL, Kernel
 from negindex.moments import Moments
 from negindex.near import Near
 from negindex.noise import NoiseLevel
-from negindex.partial import Heaviest, Origin, Partial
+from negindex.partial import Heaviest, Missing, Origin, Partial
 
 HEAVIEST = 8  # rows that an answer names unless it is asked for another number
 
@@ -31,11 +31,17 @@ class Query:
     kernel: Kernel
     k: int | None
     error: float | None
+    names: int | None = None
 
     @property
     def named(self) -> int:
         """How many heaviest rows an engine's answer has places for; id -1 fills those left over."""
-        return self.k or HEAVIEST
+        return self.names or self.k or HEAVIEST
+
+    def some(self, samples: Tensor) -> Query:
+        """The query about some samples (n,) of its batch."""
+        level = NoiseLevel(self.level.alpha[samples], self.level.sigma[samples])
+        return replace(self, x_t=self.x_t[samples.to(self.x_t.device)], level=level)
 
     def merge(self, one: Partial, other: Partial) -> Partial:
         """Two answers to this query as one; of however many parts, it names no more rows than were asked for."""
@@ -82,6 +88,26 @@ class Negatives(ABC):
 
     shape: tuple[int, ...]
     space: str
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether asking is waiting for another machine, while this one could do something else."""
+        return False
+
+    @property
+    def address(self) -> str:
+        """Which set it is, and where, for messages to people; told without asking another machine."""
+        return f"set {self.known_as}"
+
+    @property
+    def known_as(self) -> str:
+        """The set's id as answers say it; told without asking another machine."""
+        return "+".join(origin.set_id for origin in self.origins)
+
+    @property
+    def missing(self) -> tuple[Missing, ...]:
+        """Sets that belong here and could not be pinned; only a union that was told to goes on without them."""
+        return ()
 
     @abstractmethod
     def __len__(self) -> int:
@@ -135,6 +161,7 @@ class Negatives(ABC):
         k: int | None = None,
         error: float | None = None,
         kernel: Kernel | None = None,
+        names: int | None = None,
     ) -> Partial:
         """Summarise the rows in force as seen from ``x_t``.
 
@@ -143,11 +170,12 @@ class Negatives(ABC):
             An exact set reads every row whatever k, and names k of them.
         error: the stated error to reach, relative to the set's rms radius; an exact set's is 0.
         kernel: None takes ``default_kernel``.
+        names: how many heaviest rows to name, where it is not k: naming costs less than reading.
         At alpha = 0 the answer is the plain mean with log_norm = log N.
         Raises EmptySet, ShapeMismatch, NotFinite, OutOfRange; never returns NaN and never "nothing near".
         """
         pinned = self.pin()
-        query = pinned._validated(x_t, level, k, error, kernel)
+        query = pinned._validated(x_t, level, k, error, kernel, names)
         told = pinned.answer(query)
         _check_answer(told, query)
         return _naming(told, min(query.named, told.count))
@@ -209,7 +237,13 @@ class Negatives(ABC):
             raise NotFinite("the query holds NaN or Inf: the model diverged, or half precision overflowed")
 
     def _validated(
-        self, x_t: Tensor, level: NoiseLevel, k: int | None, error: float | None, kernel: Kernel | None
+        self,
+        x_t: Tensor,
+        level: NoiseLevel,
+        k: int | None,
+        error: float | None,
+        kernel: Kernel | None,
+        names: int | None = None,
     ) -> Query:
         self._check_samples(x_t)
         count = len(self)
@@ -217,7 +251,10 @@ class Negatives(ABC):
             raise OutOfRange(f"k = {k}, and the set has {count} rows in force; give 1 <= k <= {count}, or None")
         if error is not None and not 0 < error < float("inf"):
             raise OutOfRange(f"error = {error}; give a positive target such as 0.02, or None")
-        return Query(x_t, level.expand(len(x_t)), self.default_kernel if kernel is None else kernel, k, error)
+        if names is not None and names < 1:
+            raise OutOfRange(f"names = {names}; give names >= 1, or None for as many as k")
+        own = self.default_kernel if kernel is None else kernel
+        return Query(x_t, level.expand(len(x_t)), own, k, error, names)
 
     def __enter__(self) -> Self:
         return self

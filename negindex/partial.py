@@ -21,6 +21,14 @@ class Origin(NamedTuple):
     version: int
 
 
+class Missing(NamedTuple):
+    """A set of a union that did not answer, where the union was told to go on without it."""
+
+    set_id: str  # as its answers would say it
+    error: str  # the error's name in negindex.errors
+    said: str  # which member, where it is, and what it said
+
+
 class Heaviest(NamedTuple):
     """The rows that weigh most, heaviest first; id -1 and log-weight -inf fill the places left over."""
 
@@ -47,6 +55,7 @@ class Partial:
     count: int  # rows in force behind the answer
     kernel: Kernel
     origins: tuple[Origin, ...]
+    missing: tuple[Missing, ...] = ()  # sets of the same union that are not in the answer
 
     @classmethod
     def empty(cls, batch: int, shape: tuple[int, ...], kernel: Kernel, device: torch.device | str = "cpu") -> Partial:
@@ -99,6 +108,24 @@ class Partial:
             count=self.count + other.count,
             kernel=self.kernel,
             origins=origins,
+            missing=tuple(dict.fromkeys(self.missing + other.missing)),
+        )
+
+    def put(self, samples: Tensor, part: Partial) -> Partial:
+        """The answers with those of ``part`` in the places of some samples (n,) of its batch."""
+        at = samples.to(self.mean.device)
+
+        def put(one: Tensor, other: Tensor) -> Tensor:
+            return one.index_copy(0, at, other)
+
+        return replace(
+            self,
+            log_norm=put(self.log_norm, part.log_norm),
+            mean=put(self.mean, part.mean),
+            log_tail=put(self.log_tail, part.log_tail),
+            log_unread=put(self.log_unread, part.log_unread),
+            error=put(self.error, part.error),
+            heaviest=Heaviest(*map(put, self.heaviest, part.heaviest)),
         )
 
     def to(self, device: torch.device | str) -> Partial:

@@ -29,6 +29,16 @@ class SetStated:
 
 
 @dataclass(frozen=True)
+class MissingSet:
+    """A set of a union that was left out of some steps, since it did not answer and the union was to go on."""
+
+    set_id: str
+    error: str  # the error's name in negindex.errors
+    side: str  # "negatives" or "reference"
+    steps: int
+
+
+@dataclass(frozen=True)
 class HeavyRow:
     """A row that weighed most at a step."""
 
@@ -74,6 +84,7 @@ class Receipt:
     libraries: dict[str, str]
     image_sha256: str | None = None
     copies: str = "none"  # the copy gate
+    missing: tuple[MissingSet, ...] = ()
     signature: str = ""  # Ed25519 over ``signed_bytes``; "" where nobody signed
     public_key: str = ""
 

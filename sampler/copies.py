@@ -13,7 +13,7 @@ from negindex.errors import OutOfRange
 from negindex.moments import Moments
 from negindex.negatives import Negatives, row_elements
 from negindex.noise import NoiseLevel
-from negindex.partial import NEG_INF, Partial
+from negindex.partial import NEG_INF, Missing, Partial
 
 Level = TypeVar("Level", Tensor, float)
 
@@ -25,6 +25,7 @@ class Copied(NamedTuple):
 
     fires: Tensor  # (B,) bool
     rows: Tensor  # (B, *S) float64, the nearest row; 0 where nothing fires
+    missing: tuple[Missing, ...] = ()  # sets of a union that were not asked
 
     @classmethod
     def nowhere(cls, x_t: Tensor) -> Copied:
@@ -93,7 +94,7 @@ class CopyGate:
         near = negatives.near(x_t[at].to(torch.float64) / alpha, limit[asked].sqrt(), k=1, noise=level.s[asked])
         fires, rows = nowhere.fires.clone(), nowhere.rows.clone()
         fires[at], rows[at] = near.found.any(1), near.rows.sum(1)  # of one place, or of none
-        return Copied(fires, rows)
+        return Copied(fires, rows, near.missing)
 
     @property
     def _r(self) -> float:

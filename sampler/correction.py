@@ -14,7 +14,7 @@ from negindex.errors import NotFinite, NothingToCompareWith, ShapeMismatch, Spac
 from negindex.kernel import Kernel
 from negindex.negatives import Negatives
 from negindex.noise import NoiseLevel
-from negindex.partial import NEG_INF, Partial
+from negindex.partial import NEG_INF, Missing, Partial
 from negindex.sampler.copies import Copied, CopyGate
 from negindex.sampler.gates import Gate, Ratio, log_ratio
 from negindex.sampler.rules import Rule, SafeDenoising, View, needs_odds, paired
@@ -31,6 +31,8 @@ class Look(NamedTuple):
     unsafe: Partial  # what the set said, copies or not
     reference: Partial | None
     copied: Tensor  # (B,) bool, where the copy gate fired
+    missing: tuple[Missing, ...] = ()  # sets of a union of negatives that were not in the look
+    missing_reference: tuple[Missing, ...] = ()  # of a union of references
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ class Correction:
         negatives = self.negatives.pin()
         reference = None if self.reference is None else self.reference.pin()
         named = self.gate.reference.pin() if isinstance(self.gate, Ratio) else None
-        versions = tuple(None if side is None else side.origins for side in (negatives, reference, named))
+        sides = (negatives, reference, named)
+        versions = tuple(None if side is None else (side.origins, side.missing) for side in sides)
         if versions not in self._pinned:
             self._pinned.clear()
             self._pinned[versions] = self._at(negatives, reference, named)
@@ -132,7 +135,10 @@ class Correction:
                 "the correction is NaN, Inf or beyond float64: the model's x0 diverged, or a rule divided by zero; "
                 "no image was changed"
             )
-        return Look(delta, length, log_odds, level, unsafe, benign, copied)
+        missing = tuple(dict.fromkeys(unsafe.missing + found.missing))
+        return Look(
+            delta, length, log_odds, level, unsafe, benign, copied, missing, () if benign is None else benign.missing
+        )
 
     def _copied(self, x_t: Tensor, level: NoiseLevel) -> Copied:
         """Which samples the copy gate knows, where there is one."""

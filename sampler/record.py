@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,10 +17,10 @@ from negindex.client import RemoteSnapshot
 from negindex.keys import Key
 from negindex.labelled import Labelled
 from negindex.negatives import Negatives
-from negindex.receipts import HeavyRow, Receipt, SetStated, Step, pixels_sha256
+from negindex.receipts import HeavyRow, MissingSet, Receipt, SetStated, Step, pixels_sha256
 from negindex.sampler.correction import Correction, Look
 from negindex.snapshot import Snapshot
-from negindex.union import Union
+from negindex.union import PinnedUnion, Union
 
 
 def digests_of(result: Any) -> list[str]:
@@ -75,7 +76,8 @@ class Run:
             "copies": "none" if correction.copies is None else str(correction.copies),
             "window": "always" if correction.window is None else _named(correction.window),
             "scheduler": self.scheduler,
-            "degraded_steps": len(steps) if self.degraded else 0,
+            "degraded_steps": len(steps) if self.degraded else sum(map(_is_degraded, self.seen)),
+            "missing": tuple(_missing(self.seen)),
             "libraries": _libraries(),
         }
         batch = len(steps[0].heaviest)
@@ -114,7 +116,7 @@ def _in_numbers(look: Look) -> Seen:
 
 
 def _members(negatives: Negatives) -> list[Negatives]:
-    if isinstance(negatives, Union):
+    if isinstance(negatives, Union | PinnedUnion):
         return [inner for member in negatives.members for inner in _members(member)]
     return [negatives]
 
@@ -130,6 +132,21 @@ def _stated(negatives: Negatives) -> list[SetStated]:
         for m in _members(negatives)
         for origin in m.origins
     ]
+
+
+def _is_degraded(look: Look) -> bool:
+    return bool(look.missing or look.missing_reference)
+
+
+def _missing(looks: list[Look]) -> list[MissingSet]:
+    """Each set that was missing, and at how many steps; what its service said may name machines, and stays here."""
+    told = Counter(
+        named
+        for look in looks
+        for side, sets in (("negatives", look.missing), ("reference", look.missing_reference))
+        for named in {(one.set_id, one.error, side) for one in sets}
+    )
+    return [MissingSet(set_id, error, side, steps) for (set_id, error, side), steps in sorted(told.items())]
 
 
 def _step(seen: Seen, i: int, keys: dict[tuple[str, int], str]) -> Step:

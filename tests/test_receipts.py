@@ -13,7 +13,7 @@ from worlds import ClosedForm, diffusers_on_numpy_2, never, random_world
 
 from negindex import Collection, Exact, Kernel, Union
 from negindex.keys import Key
-from negindex.receipts import HeavyRow, Receipt, SetStated, Step
+from negindex.receipts import HeavyRow, MissingSet, Receipt, SetStated, Step
 from negindex.sampler import Between, Constant, SafeDenoising, guard
 
 pytestmark = diffusers_on_numpy_2
@@ -78,6 +78,7 @@ CHANGES = {
     "libraries": {"torch": "2", "negindex": "1"},
     "image_sha256": "00",
     "copies": "within 0.5",
+    "missing": (MissingSet("set", "Unreachable", "negatives", 1),),
 }
 
 

@@ -20,6 +20,7 @@ from negindex.tools.bench_posterior import posterior
 from negindex.tools.bench_serve import serve
 from negindex.tools.bench_similar import similar
 from negindex.tools.bench_takedown import takedown
+from negindex.tools.bench_writers import writers
 from negindex.tools.common import errors_to_exit_codes, machine, quiet_diffusers
 
 NETWORK, SCHEDULER, LOOK_UPS = "network", "scheduler's own step", "look-ups (every row read)"
@@ -40,6 +41,7 @@ bench.add_command(posterior)
 bench.add_command(serve)
 bench.add_command(similar)
 bench.add_command(takedown)
+bench.add_command(writers)
 
 
 @bench.command(

@@ -38,7 +38,7 @@ class Claimant:
         self._thread = threading.Thread(target=self._work)
 
     def __enter__(self) -> Self:
-        self._log_in()
+        self.log_in()
         self._thread.start()
         return self
 
@@ -50,7 +50,8 @@ class Claimant:
         """How many of the claims that were acknowledged are not on record."""
         return len(set(self.acknowledged) - {one.claim for one in made.claims.every()})
 
-    def _log_in(self) -> None:
+    def log_in(self) -> None:
+        """With the key, as a browser does."""
         form = self._sent(f"{self._url}/pages/login")[1]
         told = {"token": _TOKEN.findall(form)[0], "key": self._key, "next": "/pages/receipts"}
         self._token = _TOKEN.findall(self._sent(f"{self._url}/pages/login", told)[1])[0]
@@ -59,12 +60,16 @@ class Claimant:
         number = 0
         while not self._end.wait(_PAUSE):
             number += 1
-            told = {"token": self._token, "regime": "hash-only", "hashes": f"sha256:{number:064x}"}
             try:
-                where, _ = self._sent(f"{self._set}/open-claim", told)
-                self.acknowledged.append(int(where.rpartition("/")[2]))
+                self.acknowledged.append(self.open_claim(number))
             except (URLError, HTTPException, OSError):
                 self.unanswered += 1  # it may have been opened or not: nobody said
+
+    def open_claim(self, number: int) -> int:
+        """Open a claim by a hash that this number makes; the claim's own number, once it is on the disk."""
+        told = {"token": self._token, "regime": "hash-only", "hashes": f"sha256:{number:064x}"}
+        where, _ = self._sent(f"{self._set}/open-claim", told)
+        return int(where.rpartition("/")[2])
 
     def _sent(self, url: str, told: dict[str, str] | None = None) -> tuple[str, str]:
         """Where a form, or a question, led to, and the page there."""

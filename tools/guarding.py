@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from negindex.keys import Key
     from negindex.sampler import CopyGate, Gate, Guard, Rule, Window
     from negindex.sampler.guard import OnError
+    from negindex.union import OnMissing
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -83,6 +84,19 @@ _OPTIONS = (
         help="When the newest version cannot be read: stop, or go on with the last one that could.",
     ),
     click.option(
+        "--missing",
+        type=click.Choice(["raise", "without"]),
+        default="raise",
+        show_default=True,
+        help="When one of several sets does not answer: stop, or go on without it and say so in the receipts.",
+    ),
+    click.option(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="How long each of several sets may take for one question (default: as long as it allows itself).",
+    ),
+    click.option(
         "--kernel-floor",
         type=float,
         metavar="S",
@@ -90,7 +104,7 @@ _OPTIONS = (
     ),
     click.option("--key", type=_SET, metavar="FILE", help="Sign the receipts with this key (`negindex key new`)."),
 )
-FREE = {"labels": (), "copies": "by-data", "on_error": "raise"}  # what options say that were not given
+FREE = {"labels": (), "copies": "by-data", "on_error": "raise", "missing": "raise"}  # where nothing was given
 
 
 def guard_options(command: F) -> F:
@@ -127,6 +141,8 @@ class Asked:
     window: Window | None
     copies: CopyGate | None
     on_error: OnError
+    missing: OnMissing
+    timeout: float | None
     kernel_floor: float | None
     key: Key | None
 
@@ -153,6 +169,8 @@ class Asked:
             window=None if given["window"] is None else _window(given["window"]),
             copies=_copies(given["copies"]),
             on_error=given["on_error"],
+            missing=given["missing"],
+            timeout=given["timeout"],
             kernel_floor=given["kernel_floor"],
             key=None if given["key"] is None else open_key(given["key"]),
         )
@@ -167,8 +185,8 @@ class Asked:
         for one in sets:
             stack.enter_context(one)
         benign = None if self.reference is None else stack.enter_context(opened(self.reference))
-        priors = {label: (_together(sets, label), prior) for label, prior in self.labels.items()}
-        whole = [(_together(sets), self.prior)]
+        priors = {label: (self._together(sets, label), prior) for label, prior in self.labels.items()}
+        whole = [(self._together(sets), self.prior)]
         return [
             stack.enter_context(
                 guard(
@@ -188,17 +206,17 @@ class Asked:
             for negatives, prior in priors.values() or whole
         ]
 
+    def _together(self, sets: Sequence[Collection | RemoteNegatives], label: str | None = None) -> Negatives:
+        """The sets, or their rows under a label, as one; a label that no row in force has raises EmptySet."""
+        from negindex import Union
 
-def _together(sets: Sequence[Collection | RemoteNegatives], label: str | None = None) -> Negatives:
-    """The sets, or their rows under a label, as one; a label that no row in force has raises EmptySet."""
-    from negindex import Union
-
-    if label is None:
-        return sets[0] if len(sets) == 1 else Union(sets)
-    views = [one.where(label=label) for one in sets]
-    if not any(map(len, views)):
-        views[0].check_has_rows()
-    return views[0] if len(views) == 1 else Union(views)
+        views: list[Negatives] = [*sets] if label is None else [one.where(label=label) for one in sets]
+        if len(views) == 1 and label is None:
+            return views[0]
+        union = Union(views, timeout=self.timeout, missing=self.missing)
+        if label is not None and not len(union):
+            sets[0].where(label=label).check_has_rows()
+        return views[0] if len(views) == 1 else union
 
 
 # -- which options go together -----------------------------------------------------------------

@@ -14,7 +14,7 @@ from negindex import spheres
 from negindex.clusters import Clusters
 from negindex.engines.table import InEngine, Table
 from negindex.head import choose
-from negindex.mixture import Mixture, put, some_of
+from negindex.mixture import Mixture
 from negindex.near import Near
 from negindex.negatives import Query, Reach
 from negindex.partial import Heaviest, Partial
@@ -55,8 +55,8 @@ class OnEngine(Mixture):
             return super()._modelled(query)
         told, left = None, torch.arange(len(query.x_t))
         for number in self.tried(query):
-            some = self._by(number, some_of(query, left))
-            told = some if told is None else put(told, left, some)
+            some = self._by(number, query.some(left))
+            told = some if told is None else told.put(left, some)
             if query.error is None:
                 break
             left = left[some.error > query.error]
@@ -71,7 +71,7 @@ class OnEngine(Mixture):
         batch = len(query.x_t)
         if batch > 1 and int(self.clusters.counts[opened].sum()) > AT_ONCE:
             first, last = torch.arange(batch).tensor_split(2)
-            return _beside(self._by(number, some_of(query, first)), self._by(number, some_of(query, last)))
+            return _beside(self._by(number, query.some(first)), self._by(number, query.some(last)))
         rows, seen = self.table.rows_of(self.clusters, opened, self.version)
         return _Part(self, self.clusters.holding(opened, rows, seen), number)._modelled(query)
 

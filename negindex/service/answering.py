@@ -37,12 +37,13 @@ class Posterior:
     sent: Kernel | None
     k: int | None
     error: float | None
+    names: int | None
     numbers: str  # of the mean: float64, float32 or float16
 
     @property
     def group(self) -> object:
         """What questions have to share to be put together."""
-        return self.which, self.kernel, self.k, self.error, tuple(self.x_t.shape[1:])
+        return self.which, self.kernel, self.k, self.error, self.names, tuple(self.x_t.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +106,11 @@ def _posteriors(held: Held, view: View, asked: Sequence[Posterior]) -> list[Part
     sent = next((one.sent for one in asked if one.sent is not None), None)
     kernel = held.kernel(first.kernel, sent, view)
     sizes = [len(one.x_t) for one in asked]
-    _check_room(sum(sizes), (first.k or 0) * 2 + first.x_t[:1].numel())
+    named = min(first.names or first.k or 0, len(view.rows))
+    _check_room(sum(sizes), named * 2 + first.x_t[:1].numel())
     level = NoiseLevel(torch.cat([q.level.alpha for q in asked]), torch.cat([q.level.sigma for q in asked]))
     x_t = first.x_t if len(asked) == 1 else torch.cat([one.x_t for one in asked])
-    told = view.rows.posterior(x_t, level, k=first.k, error=first.error, kernel=kernel)
+    told = view.rows.posterior(x_t, level, k=first.k, error=first.error, kernel=kernel, names=first.names)
     if len(asked) == 1:
         return [told]
     parts = zip(

@@ -26,11 +26,12 @@ class Asked(BaseModel):
 
 
 class AskedPosterior(Asked):
-    """kernel: a fingerprint, or "" for the set's own. k, error: as ``Negatives.posterior`` takes them."""
+    """kernel: a fingerprint, or "" for the set's own. k, error, names: as ``Negatives.posterior`` takes them."""
 
     kernel: Fingerprint = ""
     k: int | None = None
     error: float | None = None
+    names: int | None = None
     numbers: Number = "float64"
 
 

@@ -103,7 +103,7 @@ async def posterior(request: Request, state: TheState, name: Name) -> Response:
     samples = _samples(x_t, state)
     question = Posterior(
         _which(asked), _left_out(arrays), x_t, level.expand(samples), asked.kernel, sent, asked.k, asked.error,
-        asked.numbers,
+        asked.names, asked.numbers,
     )  # fmt: skip
     return await _answered(request, state, name, question, samples)
 
