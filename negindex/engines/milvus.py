@@ -47,6 +47,10 @@ class EngineSnapshot(Snapshot):
         super().__init__(catalogue, version, parts, derived, before=before, whole=whole)
         self._tables = tables
 
+    @property
+    def elsewhere(self) -> bool:
+        return True
+
     @classmethod
     def of(cls, snapshot: Snapshot, tables: Callable[[str], Table], before: Split | None = None) -> EngineSnapshot:
         """The same rows."""
@@ -94,6 +98,10 @@ class MilvusNegatives(Following):
     ) -> MilvusNegatives:
         """The set at a path; raises what ``Collection.open`` raises, and InvalidInput for what is no address."""
         return cls(Collection.open(path), address, timeout=timeout, cache_rows=cache_rows)
+
+    @property
+    def elsewhere(self) -> bool:
+        return True
 
     def pin(self) -> EngineSnapshot:
         """The newest version; the same object while nothing changes."""
