@@ -26,7 +26,7 @@ class Unasked:
     Needs classifier-free guidance to take apart (docs/guidance.md); where the step ran one branch it is ``paired``.
     """
 
-    at: float = 0.6
+    at: float = 0.7
     gain: float = 20.0
     below: float = 6.0
     needs_branches: ClassVar[bool] = True

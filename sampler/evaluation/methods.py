@@ -53,7 +53,7 @@ class ImageSide:
     window: tuple[float, float] = (0.0, float("inf"))  # of noise levels s
     copies: bool = True
     acts_on: ActsOn = "guided"
-    at: float = 0.6  # of the rule that takes the prior from the request
+    at: float = 0.7  # of the rule that takes the prior from the request
     gain: float = 20.0
     below: float = 6.0  # a noise level s
 
