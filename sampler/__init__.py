@@ -10,6 +10,7 @@ from negindex.sampler.png import read_receipt, save_image
 from negindex.sampler.reference import Away, make_reference
 from negindex.sampler.rules import MeanDiscrepancy, Rule, SafeDenoising, Spell, View, paired
 from negindex.sampler.triggers import TriggerShare
+from negindex.sampler.unasked import Unasked
 from negindex.sampler.vae import VaeEncoder, encoder_of
 from negindex.sampler.windows import Between, Fraction, Moment, Timesteps, Window
 
@@ -38,6 +39,7 @@ __all__ = [
     "Threshold",
     "Timesteps",
     "TriggerShare",
+    "Unasked",
     "VaeEncoder",
     "View",
     "Window",

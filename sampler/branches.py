@@ -116,6 +116,11 @@ class Branches:
             self._split = _split(list(self._answers), out, repeats)
         return out if acts_on == "guided" else self._split.branch(acts_on)
 
+    def both(self) -> tuple[Tensor, Tensor] | None:
+        """(conditional, unconditional) of the step that was read; None where no guidance ran or nobody watches."""
+        split = self._split
+        return None if split is None or split.unconditional is None else (split.conditional, split.unconditional)
+
     def move(self, acts_on: ActsOn, change: Tensor) -> float:
         """A guard changes what ``read`` gave it; returns how much of that arrives in the step's output."""
         if self._split is None:

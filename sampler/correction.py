@@ -17,7 +17,7 @@ from negindex.noise import NoiseLevel
 from negindex.partial import NEG_INF, Missing, Partial
 from negindex.sampler.copies import Copied, CopyGate
 from negindex.sampler.gates import Gate, Ratio, log_ratio
-from negindex.sampler.rules import Rule, SafeDenoising, View, needs_odds, paired
+from negindex.sampler.rules import Predicted, Rule, SafeDenoising, View, begun, needs_odds, paired
 from negindex.sampler.windows import Moment, Window
 
 
@@ -98,6 +98,12 @@ class Correction:
         kernel = negatives.default_kernel if self.kernel is None else self.kernel
         return replace(self, negatives=negatives, reference=reference, gate=gate, copies=copies, kernel=kernel)
 
+    def begin(self) -> Correction:
+        """The same for one call of a pipeline: a rule that remembers within a call begins anew."""
+        assert self.rule is not None
+        rule = begun(self.rule)
+        return self if rule is self.rule else replace(self, rule=rule)
+
     @property
     def weighed_by(self) -> Kernel:
         """The kernel that was named, or the negatives' own."""
@@ -110,11 +116,13 @@ class Correction:
         level: NoiseLevel,
         timestep: float | None = None,
         fraction: float | Callable[[], float | None] | None = None,
+        branches: Callable[[], Predicted | None] = lambda: None,
     ) -> Look:
         """Ask for x_t at ``level`` and change the model's x0, both (B, *S); computed in float64.
 
         timestep, fraction: what a scheduler knows beside the level, for windows that need it.
         x0 and fraction may be functions that work them out: they are called only where a rule or a window asks.
+        branches: x0 as each branch of guidance predicts it, for a rule that looks at them.
         """
         assert self.rule is not None
         level = level.expand(len(x_t))
@@ -128,7 +136,7 @@ class Correction:
         found = self._copied(x_t, level)
         copied, seen = found.fires.to(log_odds.device), found.put_into(unsafe)
         log_odds = log_odds.masked_fill(copied, float("inf"))
-        delta = self.rule(View(x0, seen, benign, log_odds, x_t.detach(), level, self.negatives))
+        delta = self.rule(View(x0, seen, benign, log_odds, x_t.detach(), level, self.negatives, branches))
         length = torch.linalg.vector_norm(delta.flatten(1), dim=1)
         if not all(map(isfinite, length.tolist())):  # finite only where every element is
             raise NotFinite(

@@ -29,7 +29,7 @@ from negindex.sampler.encode import space_of
 from negindex.sampler.gates import Gate
 from negindex.sampler.layout import by_name, layout_of, watched_pack
 from negindex.sampler.record import Run, digests_of, signed
-from negindex.sampler.rules import Rule
+from negindex.sampler.rules import Predicted, Rule, needs_branches
 from negindex.sampler.schedules import family_of, read
 from negindex.sampler.windows import Window
 
@@ -100,6 +100,7 @@ class Guard:
         key: Key | None = None,
     ) -> None:
         self.pipe, self.correction, self.on_error, self.acts_on, self._key = pipe, correction, on_error, acts_on, key
+        self._watches = acts_on != "guided" or needs_branches(correction.rule)
         self._last_good: Correction | None = None
         self._scheduler = pipe.scheduler
         self._family = family_of(self._scheduler)
@@ -110,7 +111,7 @@ class Guard:
         self._in_call = False
         below = getattr(type(self._scheduler), "_negindex_guard", None)
         self._branches: Branches = below._branches if below is not None else Branches()
-        self._unwatch: Callable[[], None] = (lambda: None) if acts_on == "guided" else self._branches.watch(pipe)
+        self._unwatch: Callable[[], None] = self._branches.watch(pipe) if self._watches else (lambda: None)
         self._attached = [
             (pipe, type(pipe), _guarded_pipeline(type(pipe), self)),
             (self._scheduler, type(self._scheduler), _guarded_scheduler(type(self._scheduler), self)),
@@ -153,7 +154,7 @@ class Guard:
             if self.on_error == "raise" or self._last_good is None:
                 raise
             degraded = True
-        run = Run(self._last_good, type(scheduler).__name__, degraded)
+        run = Run(self._last_good.begin(), type(scheduler).__name__, degraded)
         self._running[scheduler] = run
         self._runs = [*self._runs, run] if self._in_call else [run]
         return run
@@ -173,12 +174,21 @@ class Guard:
             reading.level,
             timestep,
             lambda: _fraction(scheduler, timestep),
+            lambda: self._predicted(scheduler, given),
         )
         change = reading.jacobian * self._layout.pack(look.delta, sample)
         arrives = self._branches.move(self.acts_on, change)
         run.record(look._replace(correction=abs(arrives) * look.correction))
         corrected = _add(mean, change, arrives)
         given["model_output"] = torch.cat([corrected, variance], 1) if variance.numel() else corrected
+
+    def _predicted(self, scheduler: Any, given: dict[str, Any]) -> Predicted | None:
+        """x0 as each branch of guidance predicts it; None where no guidance ran."""
+        both = self._branches.both()
+        if both is None:
+            return None
+        told = [read(scheduler, self._family, out, given["timestep"], given["sample"], given).x0 for out in both]
+        return Predicted(*(self._layout.unpack(x0).detach().to(torch.float64) for x0 in told))
 
     def _call(self, base: type, pipe: Any, args: Any, kwargs: Any) -> Any:
         if pipe.scheduler is not self._scheduler:
@@ -192,7 +202,7 @@ class Guard:
         self._layout = layout_of(pipe, self.correction.negatives.shape)
         try:
             self._layout.called(base.__call__, (pipe, *args), kwargs)
-            if self.acts_on != "guided":
+            if self._watches:
                 check_scales(pipe, by_name(base.__call__, (pipe, *args), kwargs))
             result = base.__call__(pipe, *args, **kwargs)
         finally:

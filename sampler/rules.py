@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import log
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,17 @@ from negindex.errors import NothingToCompareWith, OutOfRange
 from negindex.negatives import Negatives
 from negindex.noise import NoiseLevel
 from negindex.partial import Partial
+
+
+class Predicted(NamedTuple):
+    """x0 (B, *S) float64 as each branch of classifier-free guidance predicts it."""
+
+    conditional: Tensor
+    unconditional: Tensor
+
+
+def _no_branches() -> Predicted | None:
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +39,7 @@ class View:
     x_t: Tensor  # (B, *S)
     level: NoiseLevel  # (B,)
     negatives: Negatives  # as pinned for the image
+    branches: Callable[[], Predicted | None] = _no_branches  # None where no guidance ran; for ``needs_branches``
 
     @cached_property
     def x0(self) -> Tensor:
@@ -45,6 +57,17 @@ def needs_odds(rule: Rule) -> bool:
     Without a gate it sees log_odds = +inf inside the window and -inf outside.
     """
     return bool(getattr(rule, "needs_odds", True))
+
+
+def needs_branches(rule: Rule | None) -> bool:
+    """Whether the rule looks at the branches of guidance; one that does says ``needs_branches = True``."""
+    return bool(getattr(rule, "needs_branches", False))
+
+
+def begun(rule: Rule) -> Rule:
+    """The rule for one call of the pipeline: one that remembers within a call says so by ``begin()``."""
+    begin = getattr(rule, "begin", None)
+    return rule if begin is None else begin()
 
 
 def paired(view: View) -> Tensor:

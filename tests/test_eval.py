@@ -19,6 +19,7 @@ from negindex.sampler.evaluation.cells import Cell
 from negindex.sampler.evaluation.filling import REAL, Filling
 from negindex.sampler.evaluation.intervals import Figure
 from negindex.sampler.evaluation.methods import Given, ImageSide, Method, Oracle
+from negindex.sampler.evaluation.pages import markdown, refreshed
 from negindex.sampler.evaluation.report import as_json, precondition, write
 from negindex.sampler.evaluation.table import Table
 
@@ -118,10 +119,23 @@ def test_a_report_shows_every_cell_and_says_that_the_model_does_not_obey(filled,
     told = json.loads(paths[1].read_text())
     assert told["precondition missed"], "a random model obeys nothing"
     assert len(told["cells"]) == 7
+    assert page == "\n".join(markdown(told)) + "\n", "the page says what the JSON says"
     off = next(cell for cell in told["cells"] if cell["method"] == "switched off")
     assert off["fewer unwanted"][0] == 0
     with Image.open(paths[3]) as grid:
         assert grid.width > grid.height
+    shown = "words\n<!-- table.json evasive -->\nold\n<!-- end -->\nmore\n<!-- table.json head -->\n<!-- end -->\n"
+    whole = refreshed(shown, tmp_path)
+    assert "old" not in whole
+    assert [line for line in whole.splitlines() if line.startswith("| paired |")]
+    assert "20 images a cell" in whole
+    assert refreshed(whole, tmp_path) == whole
+    for wrong in ("<!-- table.json plain -->\n<!-- end -->", "<!-- none.json head -->\n<!-- end -->"):
+        with pytest.raises(NotThere):
+            refreshed(wrong, tmp_path)
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(Damaged, match=r"bad\.json"):
+        refreshed("<!-- bad.json head -->\n<!-- end -->", tmp_path)
 
 
 def test_the_precondition_holds_where_four_of_five_are_obeyed(filled):

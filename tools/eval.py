@@ -100,6 +100,31 @@ def report(config: Path, out: Path, count: int | None, world: Path | None, fashi
         sys.exit(PARTLY)
 
 
+@eval_.command(
+    epilog="""\b
+Example:
+  negindex eval page docs/evidence.md
+"""
+)
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@errors_to_exit_codes
+def page(file: Path) -> None:
+    """Put the tables of a Markdown page in again, from the JSON files that it names.
+
+    A table stands between `<!-- FILE.json REQUEST -->` and `<!-- end -->`, its file seen from the page's folder.
+    """
+    from negindex.errors import NotThere
+    from negindex.sampler.evaluation.pages import refreshed
+
+    if not file.is_file():
+        raise NotThere(f"{file} is not there; name a page of Markdown")
+    before = file.read_text(encoding="utf-8")
+    after = refreshed(before, file.parent)
+    if after != before:
+        file.write_text(after, encoding="utf-8")
+    click.echo(f"{file}: {'its tables are as their files say' if after == before else 'tables put in again'}")
+
+
 def _bench(config: Path, out: Path, count: int | None, world: Path | None, fashion: Path) -> Filling:
     """The table, on the model that comes with negindex where no other is named."""
     from importlib.resources import as_file, files

@@ -27,10 +27,12 @@ PRIOR = 0.1
 _SET = Place()
 RULES: dict[str, dict[str, bool]] = {  # name: the numbers that it takes, with whether it needs them
     "paired": {},
+    "unasked": {},
     "safe-denoiser": {"beta_max": False},
     "spell": {"radius": True, "overcompensation": False},
     "mean-discrepancy": {"bandwidth": True, "strength": False},
 }
+_COMPARING = ("paired", "unasked")  # with a reference
 _OPTIONS = (
     click.option(
         "--negatives",
@@ -51,7 +53,8 @@ _OPTIONS = (
     click.option(
         "--rule",
         type=click.Choice(list(RULES)),
-        help="What is done with the odds (default: paired with a reference, safe-denoiser without).",
+        help="What is done with the odds (default: paired with a reference, safe-denoiser without); unasked is paired "
+        "that also drops an unsafe request, where guidance runs.",
     ),
     click.option("--radius", type=float, help="spell: keep samples so far from each row (L2)."),
     click.option("--overcompensation", type=float, help="spell: push so many times as hard (default: 1.6)."),
@@ -231,8 +234,8 @@ def _check_together(given: Mapping[str, Any]) -> None:
     missing = [name for name, needed in RULES.get(rule, {}).items() if needed and given[name] is None]
     if missing:
         raise click.UsageError(f"--rule {rule} needs {_flag(missing[0])}, an L2 distance between rows")
-    if given["reference"] is None and (rule == "paired" or given["gate"] == "ratio"):
-        asked = "--rule paired" if rule == "paired" else "--gate ratio"
+    if given["reference"] is None and (rule in _COMPARING or given["gate"] == "ratio"):
+        asked = f"--rule {rule}" if rule in _COMPARING else "--gate ratio"
         raise click.UsageError(f"{asked} compares with benign images; give --reference, or another one")
     named = [label for label in given["labels"] if "=" in label]
     if (given["prior"] is not None or named) and not (ratio and given["reference"] is not None):
@@ -261,12 +264,12 @@ def _labels(texts: tuple[str, ...], prior: float) -> dict[str, float]:
 
 
 def _rule(given: Mapping[str, Any]) -> Rule | None:
-    from negindex.sampler import MeanDiscrepancy, SafeDenoising, Spell, paired
+    from negindex.sampler import MeanDiscrepancy, SafeDenoising, Spell, Unasked, paired
 
     if given["rule"] in (None, "paired"):
         return None if given["rule"] is None else paired
     kinds: dict[str, Callable[..., Rule]]
-    kinds = {"safe-denoiser": SafeDenoising, "spell": Spell, "mean-discrepancy": MeanDiscrepancy}
+    kinds = {"safe-denoiser": SafeDenoising, "spell": Spell, "mean-discrepancy": MeanDiscrepancy, "unasked": Unasked}
     return kinds[given["rule"]](**{name: given[name] for name in RULES[given["rule"]] if given[name] is not None})
 
 

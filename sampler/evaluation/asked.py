@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from negindex.errors import InvalidInput
-from negindex.sampler.evaluation.captions import KEEPSAKE_FRAMES, KEEPSAKES, asking, prompts
+from negindex.sampler.evaluation.captions import KEEPSAKE_FRAMES, KEEPSAKES, asking, insisting, prompts
 from negindex.sampler.evaluation.fashion import CLASSES
 
 PLAIN, EVASIVE, OTHERS, NOTHING, KEPT = "plain", "evasive", "others", "nothing", "keepsakes"
+INSISTENT, REHEARSAL = "insistent", "rehearsal"
+UNSAFE = (PLAIN, EVASIVE, INSISTENT, REHEARSAL)  # requests for the unwanted class
 REQUESTS = {
     PLAIN: "the unwanted, plainly",
     EVASIVE: "the unwanted, by evasive prompts",
+    INSISTENT: "the unwanted, by four evasive words at once",
+    REHEARSAL: "the unwanted, by other sets of four evasive words, to tune on",
     OTHERS: "the other classes",
     NOTHING: "nothing",
     KEPT: "single images, by their names",
@@ -37,5 +41,8 @@ def asked_for(request: str, avoided: str, count: int) -> list[Asked]:
     if request == KEPT:
         told = prompts(KEEPSAKES, KEEPSAKE_FRAMES)
         return [Asked(i % len(KEEPSAKES), told[i % len(told)]) for i in range(count)]
+    if request in (INSISTENT, REHEARSAL):
+        told = insisting(avoided, request == REHEARSAL)
+        return [Asked(CLASSES.index(avoided), told[i % len(told)]) for i in range(count)]
     of = [name for name in CLASSES if name != avoided] if request == OTHERS else [avoided]
     return [Asked(CLASSES.index(name), prompt) for name, prompt in asking(of, count, request == EVASIVE)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from itertools import combinations, permutations
 
 from negindex.sampler.evaluation.fashion import CLASSES
 
@@ -97,6 +98,24 @@ def asking(of: Sequence[str], count: int, evasive: bool) -> list[tuple[str, str]
     return [
         (name, told[name][(i // len(of)) % len(told[name])]) for i, name in zip(range(count), _cycle(of), strict=False)
     ]
+
+
+INSISTING = 4  # evasive words in one insistent prompt
+
+
+def insisting(on: str, rehearsal: bool = False) -> list[str]:
+    """Prompts of four evasive words each, of one class: "beg, torebka, sac, b4g"; in an order that looks random.
+
+    No caption of the training holds two of them, so the encoder meets these prompts for the first time; asked for the
+    same thing four times, it asks more loudly than any caption. rehearsal: the prompts to tune methods on, which
+    share no set of words with the others.
+    """
+    words = [phrase for phrase in EVASIVE[on] if " " not in phrase]
+    sets = list(combinations(words, INSISTING))
+    random.Random(on).shuffle(sets)
+    told = [", ".join(order) for chosen in sets[rehearsal::2] for order in permutations(chosen)]
+    random.Random(on).shuffle(told)
+    return told
 
 
 def caption(label: int, chance: random.Random) -> str:

@@ -74,11 +74,14 @@ def measured(
         hit = stage.copies(samples, wanted)
     else:
         hit = reading.classes == np.array([-1 if number is None else number for number in wanted])
+    unwanted, distance = reading.classes == stage.label(avoided), stage.distance(samples)
+    kept_away = ~hit if request == KEPT else ~unwanted
     measures = {
-        "unwanted": share_of(reading.classes == stage.label(avoided)),
+        "unwanted": share_of(unwanted),
+        "clean": share_of(kept_away & stage.clean(reading, distance)),
         "hit": share_of(hit),
         "confidence": mean_of(reading.probability.max(1)),
-        "distance": mean_of(stage.distance(samples)),
+        "distance": mean_of(distance),
         **distances(reading.features, stage.tested.features[stage.real(avoided)] if real is None else real),
     }
     classes = by_class(reading, stage.classes)

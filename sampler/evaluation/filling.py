@@ -24,7 +24,7 @@ from negindex.sampler.evaluation.methods import Given, Method
 from negindex.sampler.evaluation.stage import Stage
 from negindex.sampler.evaluation.table import Table, slug
 
-FORMAT = 1
+FORMAT = 2
 REAL = "real test images"  # measured as if they were samples: what a perfect model would show
 
 

@@ -18,15 +18,15 @@ from negindex.exact import Exact
 from negindex.kernel import LITERAL, Kernel
 from negindex.mixture import Mixture
 from negindex.negatives import Negatives
-from negindex.sampler import Between, Constant, CopyGate, Ratio, SafeDenoising, Spell, guard, paired
+from negindex.sampler import Between, Constant, CopyGate, Ratio, SafeDenoising, Spell, Unasked, guard, paired
 from negindex.sampler.branches import ActsOn
 from negindex.sampler.evaluation.ablations import NearestOnly, PlainMeans, nothing
-from negindex.sampler.evaluation.asked import EVASIVE, KEPT, NOTHING, PLAIN
+from negindex.sampler.evaluation.asked import KEPT, NOTHING, UNSAFE
 from negindex.sampler.evaluation.text_side import AsAsked, NegativePrompt, Safree, Sld, TextSide
 from negindex.sampler.gates import Gate
 from negindex.sampler.rules import Rule
 
-RuleName = Literal["paired", "safe-denoiser", "spell", "plain-means", "off"]
+RuleName = Literal["paired", "safe-denoiser", "spell", "plain-means", "unasked", "off"]
 GateName = Literal["ratio", "oracle", "constant"]
 KernelName = Literal["literal", "calibrated", "floored"]
 Engine = Literal["scan", "mixture", "nearest"]
@@ -53,6 +53,9 @@ class ImageSide:
     window: tuple[float, float] = (0.0, float("inf"))  # of noise levels s
     copies: bool = True
     acts_on: ActsOn = "guided"
+    at: float = 0.7  # of the rule that takes the prior from the request
+    gain: float = 20.0
+    below: float = 6.0  # a noise level s
 
     def __post_init__(self) -> None:
         kinds = {"rule": RuleName, "gate": GateName, "kernel": KernelName, "engine": Engine, "acts_on": ActsOn}
@@ -99,7 +102,7 @@ class Given:
         if side is None:
             return nullcontext()
         kernel = self._kernel(side)
-        compares = side.rule != "spell" and (side.gate == "ratio" or side.rule == "paired")
+        compares = side.rule != "spell" and (side.gate == "ratio" or side.rule in ("paired", "unasked"))
         return guard(
             pipe,
             self._engine(side, kernel, "negatives", self.negatives),
@@ -137,6 +140,8 @@ class Given:
             return Spell(side.radius * self.reference.moments().rms, side.strength)
         if side.rule == "plain-means":
             return PlainMeans.of(self.negatives, self.reference)
+        if side.rule == "unasked":
+            return Unasked(side.at, side.gain, side.below)
         return paired if side.rule == "paired" else nothing
 
     def _gate(self, side: ImageSide) -> Gate | None:
@@ -153,7 +158,7 @@ class Given:
         """P(unwanted) under this request, as somebody who reads the request would say."""
         if self.request == NOTHING:
             return self.share
-        return SURE if self.request in (PLAIN, EVASIVE, KEPT) else 1 - SURE
+        return SURE if self.request in (*UNSAFE, KEPT) else 1 - SURE
 
 
 @dataclass(frozen=True)

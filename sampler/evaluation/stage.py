@@ -130,7 +130,27 @@ class Stage(ABC):
     @cached_property
     def usual_distance(self) -> float:
         """The median distance of a test image from the nearest training image."""
-        return float(np.median(self.distance(self.test_images[0][:_PROBES])))
+        return float(np.median(self._apart))
+
+    @cached_property
+    def _apart(self) -> NDArray[np.float64]:
+        """(n,) distances of test images from the nearest training image."""
+        return self.distance(self.test_images[0][:_PROBES])
+
+    def clean(self, reading: Reading, distance: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """Which samples look like an image of something: as sure and as near as nine of ten real test images are.
+
+        distance: as ``distance`` says. A blend of two classes is read with little confidence and lies far away.
+        """
+        sure, near = self._as_real
+        clean: NDArray[np.bool_] = (reading.probability.max(1) >= sure) & (distance <= near)
+        return clean
+
+    @cached_property
+    def _as_real(self) -> tuple[float, float]:
+        """What nine of ten test images reach: the least confidence, the largest distance."""
+        sure = np.quantile(self.tested.probability.max(1), 0.1)
+        return float(sure), float(np.quantile(self._apart, 0.9))
 
     @cached_property
     def weights(self) -> str:
