@@ -116,7 +116,7 @@ class Receipt:
     @property
     def signed_bytes(self) -> bytes:
         """What the signature is over: everything but itself and the source keys."""
-        return offline.signed_bytes(_plain(asdict(self)), "receipt")
+        return offline.signed_bytes(self._said(), "receipt")
 
     def signed(self, key: Key) -> Receipt:
         """The same, signed. Bind it first."""
@@ -137,7 +137,7 @@ class Receipt:
 
     def to_json(self, indent: int | None = 2) -> str:
         """Sorted keys; infinities as the text "-inf" and "inf", which every JSON reader takes."""
-        return json.dumps(_plain(asdict(self)), indent=indent, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        return json.dumps(self._said(), indent=indent, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Receipt:
@@ -150,8 +150,15 @@ class Receipt:
             read = json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_number)
         except (ValueError, RecursionError) as error:
             raise Damaged(f"a receipt that is no JSON ({error}); take the copy beside the image") from error
+        if isinstance(read, dict):
+            read.setdefault("missing", [])
         receipt: Receipt = _built(cls, read, "receipt")
         return receipt
+
+    def _said(self) -> dict[str, Any]:
+        """What JSON says. Sets that were left out stand there where there were some: other receipts stay as they were."""
+        said: dict[str, Any] = _plain(asdict(self))
+        return said if self.missing else {name: value for name, value in said.items() if name != "missing"}
 
     def save(self, path: Path | str) -> None:
         """Write the JSON to a file."""

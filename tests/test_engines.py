@@ -155,7 +155,7 @@ def test_what_was_fetched_once_is_not_asked_for_again(both, monkeypatch):
     first = asked(negatives)
     monkeypatch.setattr(Link, "seen", lambda *_, **__: pytest.fail("the engine was asked"))
     alike(asked(negatives), first)
-    forgetful = MilvusNegatives(col, negatives.address, cache_rows=0)
+    forgetful = MilvusNegatives(col, negatives.engine, cache_rows=0)
     with pytest.raises(pytest.fail.Exception, match="the engine was asked"):
         asked(forgetful)
 

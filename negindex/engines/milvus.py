@@ -85,9 +85,9 @@ class MilvusNegatives(Following):
         self, collection: Collection, address: Address | str, *, timeout: float = 10.0, cache_rows: int = CACHE_ROWS
     ) -> None:
         self.collection = collection
-        self.address = Address.of(address) if isinstance(address, str) else address
+        self.engine = Address.of(address) if isinstance(address, str) else address
         self.shape, self.space = collection.shape, collection.space
-        self._link, self._cache_rows = Link(self.address, timeout), cache_rows
+        self._link, self._cache_rows = Link(self.engine, timeout), cache_rows
         self._known: dict[str, Table] = {}
         self._lock = threading.Lock()
         self._pinned: tuple[Snapshot, EngineSnapshot] | None = None
@@ -102,6 +102,10 @@ class MilvusNegatives(Following):
     @property
     def elsewhere(self) -> bool:
         return True
+
+    @property
+    def address(self) -> str:
+        return f"{super().address} in {self.engine.text}"
 
     def pin(self) -> EngineSnapshot:
         """The newest version; the same object while nothing changes."""
@@ -132,7 +136,7 @@ class MilvusNegatives(Following):
         """The table of an index file; those of files before the last one are forgotten."""
         with self._lock:
             if index_file not in self._known:
-                name = self.collection.engines.table(self.address, index_file)
+                name = self.collection.engines.table(self.engine, index_file)
                 last = list(self._known.items())[-1:]
                 self._known = {**dict(last), index_file: Table(self._link, name, self._cache_rows)}
             return self._known[index_file]
