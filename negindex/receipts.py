@@ -156,7 +156,7 @@ class Receipt:
         return receipt
 
     def _said(self) -> dict[str, Any]:
-        """What JSON says. Sets that were left out stand there where there were some: other receipts stay as they were."""
+        """What JSON says. Sets that were left out stand there where there were some: others stay as they were."""
         said: dict[str, Any] = _plain(asdict(self))
         return said if self.missing else {name: value for name, value in said.items() if name != "missing"}
 
