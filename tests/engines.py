@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -9,6 +13,13 @@ from negindex.engines.address import Address
 from negindex.engines.link import Link
 
 lite = pytest.importorskip("milvus_lite", reason="Milvus Lite is not installed: pip install milvus-lite==3.2.2")
+
+
+def running(path: Path) -> Iterator[Path]:
+    """A file of Milvus Lite, with a connection that keeps its server running."""
+    with closing(Link(Address.of(f"milvus://{path}/any"))) as link:
+        link.has("any")
+        yield path
 
 
 def delete(address: Address, table: str, ids: list[int]) -> None:

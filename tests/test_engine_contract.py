@@ -1,17 +1,15 @@
 """The laws of ``Negatives`` hold for a set whose index lies in Milvus."""
 
 import itertools
-from contextlib import closing
 
 import numpy as np
 import pytest
 import torch
-from engines import lite  # noqa: F401, skips where it is not installed
+from engines import lite, running  # noqa: F401, skips where it is not installed
 
 from negindex import LITERAL, Calibration, Collection
 from negindex.engines import push
 from negindex.engines.address import Address
-from negindex.engines.link import Link
 from negindex.engines.milvus import MilvusNegatives
 from negindex.engines.on_engine import OnEngine
 from negindex.testing import NegativesTests
@@ -19,11 +17,7 @@ from negindex.testing import NegativesTests
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    """With a connection that keeps its server running."""
-    path = tmp_path_factory.mktemp("lite") / "engine.db"
-    with closing(Link(Address.of(f"milvus://{path}/any"))) as link:
-        link.has("any")
-        yield path
+    yield from running(tmp_path_factory.mktemp("lite") / "engine.db")
 
 
 class TestMilvusLite(NegativesTests):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from engines import alike, delete, lite, same_rows  # noqa: F401, skips where Milvus Lite is not installed
+from engines import alike, delete, lite, running, same_rows  # noqa: F401, skips where Milvus Lite is not installed
 from mixtures import SHAPE, fresh, noised, rows
 from test_calibrated_set import keys, learned
 
@@ -54,11 +54,7 @@ def template(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory):
-    """Of Milvus Lite, with a connection that keeps its server running."""
-    path = tmp_path_factory.mktemp("lite") / "engine.db"
-    with closing(Link(Address.of(f"milvus://{path}/any"))) as link:
-        link.has("any")
-        yield path
+    yield from running(tmp_path_factory.mktemp("lite") / "engine.db")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from negindex.tools.bench_options import SHAPE, THREADS, folder_of, numbers_in
+from negindex.tools.bench_options import KEEP, SHAPE, THREADS, folder_of, numbers_in
 from negindex.tools.common import errors_to_exit_codes, machine
 from negindex.tools.options import AS_JSON
 
@@ -41,12 +41,7 @@ Example:
 @click.option("--scans", type=click.IntRange(0), default=3, show_default=True, help="Look-ups by a scan, a level.")
 @click.option("--seed", default=0, show_default=True, help="Of rows, noise, calibration and index.")
 @THREADS
-@click.option(
-    "--keep",
-    metavar="DIR",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Leave the sets there, and take those that lie there already, `negindex bench posterior`'s too.",
-)
+@KEEP
 @AS_JSON
 @errors_to_exit_codes
 def copies(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from negindex.tools.bench_options import SHAPE, THREADS, folder_of, numbers_in
+from negindex.tools.bench_options import KEEP, SHAPE, THREADS, folder_of, numbers_in
 from negindex.tools.common import errors_to_exit_codes, machine
 from negindex.tools.options import AS_JSON
 
@@ -39,12 +39,7 @@ Example:
 @click.option("--queries", type=click.IntRange(1), default=8, show_default=True, help="Look-ups a level.")
 @click.option("--seed", default=0, show_default=True, help="Of rows, noise and calibration.")
 @THREADS
-@click.option(
-    "--keep",
-    metavar="DIR",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Leave the sets there, and take those that lie there already, `negindex bench posterior`'s too.",
-)
+@KEEP
 @AS_JSON
 @errors_to_exit_codes
 def engine(

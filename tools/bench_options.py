@@ -14,6 +14,13 @@ SHAPE = click.option("--shape", default="4,32,32", show_default=True, help="One 
 THREADS = click.option(
     "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads that torch may use."
 )
+KEEP = click.option(
+    "--keep",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Leave the sets there, and take those that lie there already, another bench's too; else a temporary folder "
+    "goes away.",
+)
 
 
 def numbers_in(text: str, kind: Callable[[str], Any], option: str) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from negindex.tools.bench_measure import measured
-from negindex.tools.bench_options import SHAPE, THREADS, folder_of, numbers_in
+from negindex.tools.bench_options import KEEP, SHAPE, THREADS, folder_of, numbers_in
 from negindex.tools.bench_plan import BATCH, CALIBRATED, LITERAL, REFERENCE, Plan
 from negindex.tools.bench_table import printed
 from negindex.tools.common import errors_to_exit_codes
@@ -53,12 +53,7 @@ Example:
 @click.option("--queries", type=click.IntRange(BATCH), default=50, show_default=True, help="Of each kind, a level.")
 @click.option("--seed", default=0, show_default=True, help="Of rows, queries, calibration and index.")
 @THREADS
-@click.option(
-    "--keep",
-    metavar="DIR",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Leave the sets there, and take those that lie there already; else a temporary folder goes away.",
-)
+@KEEP
 @AS_JSON
 @errors_to_exit_codes
 def posterior(
