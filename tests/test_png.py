@@ -233,7 +233,8 @@ def paths():
 
 @pytest.mark.parametrize("path", list(paths()), ids=lambda path: ".".join(map(str, path)))
 def test_a_field_that_is_missing_or_of_another_type_is_refused(path):
-    for wrong in (..., {"x": []}, [[]]):
+    absent = [] if path == ("missing",) else [...]  # the one field that receipts were written without
+    for wrong in (*absent, {"x": []}, [[]]):
         with pytest.raises(Damaged):
             Receipt.from_json(changed(*path, to=wrong))
 
