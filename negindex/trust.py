@@ -48,14 +48,15 @@ class Trust:
         """
         levels = tuple(sorted({*LEVELS, *(s for s, _ in clusters.space.kernel.temperatures)}))
         factors, powers = (torch.zeros(len(levels), len(efforts), dtype=torch.float64) for _ in range(2))
-        if all(effort.weighed >= len(clusters) for effort in efforts):
+        partial = [i for i, effort in enumerate(efforts) if effort.weighed < len(clusters)]  # the others leave no tail
+        if not partial:
             return cls(levels, factors, powers)
         rows = torch.randperm(len(clusters), generator=generator(seed))[: min(_HELD_OUT, len(clusters) // 4)]
         held = torch.zeros(len(clusters), dtype=torch.bool).index_fill(0, rows, True)
         clean, rest = clusters.reduced[rows].double(), clusters.without(held, source)
         for row, s in enumerate(levels):
-            wrong, tail = _tried(rest, noised(rest, clean, s, seed + row), s, efforts)
-            factors[row], powers[row] = _law(wrong, tail)
+            wrong, tail = _tried(rest, noised(rest, clean, s, seed + row), s, [efforts[i] for i in partial])
+            factors[row, partial], powers[row, partial] = _law(wrong, tail)
         return cls(levels, factors, powers)
 
     def error(self, head: Head, s: float, effort: int, rms: float) -> float:

@@ -4,7 +4,6 @@ import os
 
 import pytest
 import torch
-from demo_runs import DEMO_IMAGES, run_demo
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from small_sets import SHAPE, rows
@@ -12,11 +11,6 @@ from small_sets import SHAPE, rows
 from negindex import Collection
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", min(2, os.cpu_count() or 1))))
-
-
-@pytest.fixture(scope="session")
-def demo_run(tmp_path_factory):
-    return run_demo(tmp_path_factory.mktemp("reader"), "--images", str(DEMO_IMAGES))
 
 
 @pytest.fixture

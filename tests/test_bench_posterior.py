@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from mixtures import fresh, kernel, many, noised, rms, scanned
 from sklearn.datasets import load_digits
 
@@ -16,6 +17,7 @@ from negindex.tools.bench_sets import APART, KINDS, check_disk, queries, stored
 from negindex.tools.bench_taken import Taken
 from negindex.tools.bench_times import forget
 from negindex.tools.bench_truth import exact
+from negindex.tools.cli import main
 from negindex.tools.latents import BLOCK, Latents
 
 SHAPE = (1, 8, 8)
@@ -101,7 +103,7 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_made(tmp_path):
 
 @pytest.mark.parametrize("words", [("--levels", "1,0"), ("--shape", "4,x"), ("--rows", "10")])
 def test_what_cannot_be_measured_is_a_usage_error(words):
-    assert bench(*words).returncode == 2
+    assert CliRunner().invoke(main, ["bench", "posterior", *words]).exit_code == 2
 
 
 def test_rows_of_ones_own_sets_are_measured_and_what_is_asked_is_held_out(tmp_path):

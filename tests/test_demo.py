@@ -1,18 +1,60 @@
-"""The demo does what it says, on real images, and its figures hold."""
+"""The demo does what it says, on real images, its figures hold, and what README and help show runs after it.
 
+All that starts from the demo stands here, so that it runs once.
+"""
+
+import doctest
 import json
 import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
-from demo_runs import DEMO_IMAGES, run_demo
+from click.testing import CliRunner
 from PIL import Image
+from worlds import diffusers_on_numpy_2
 
+import negindex.data
 from negindex import Collection
 from negindex.tools import digits
+from negindex.tools.cli import main
 from negindex.tools.demo_measures import Measured, asked_for_avoided, asked_for_others, unconditional
 
 pytestmark = pytest.mark.timeout(1800)
+
+ROOT = Path(__file__).parents[1]
+DEMO_IMAGES = 300  # a reader's demo samples 1,000, and so does `make check-long`
+
+
+class DemoRun(NamedTuple):
+    """The demo as a reader runs it: where, and what it printed."""
+
+    folder: Path  # holds demo/ and data/
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run_demo(folder, *words):
+    """`negindex demo` in a folder that holds data/ as a clone does."""
+    (folder / "data").symlink_to(Path(negindex.data.__file__).parent)
+    words = [sys.executable, "-m", "negindex.tools", "demo", "--out", "demo", *words]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    return DemoRun(folder, done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory):
+    return run_demo(tmp_path_factory.mktemp("reader"), "--images", str(DEMO_IMAGES))
+
+
+def invoke(*words):
+    return CliRunner().invoke(main, [str(word) for word in words])
 
 
 def assert_every_figure_holds(run, images):
@@ -95,8 +137,6 @@ def test_the_shipped_weights_can_be_made_again():
     import torch
     from diffusers import DDPMScheduler, UNet2DModel
 
-    import negindex.data
-
     training, held_out = digits.load()
     shipped = UNet2DModel.from_pretrained(f"{negindex.data.__path__[0]}/digits-unet/unet", dtype=torch.float32).eval()
     again = digits.train(training, steps=3500, seed=0, progress=lambda step, loss: None)
@@ -111,3 +151,68 @@ def test_the_shipped_weights_can_be_made_again():
                 ((unet(x_t, at, class_labels=labels).sample - noise) ** 2).mean().item() for unet in (shipped, again)
             ]
         assert losses[1] == pytest.approx(losses[0], rel=0.05), f"at t = {t}"
+
+
+# -- the README ------------------------------------------------------------------------------------
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_every_block_of_the_readme_is_of_a_kind_that_is_run_here():
+    assert {kind for kind, _ in BLOCKS} == {"console", "python"}
+
+
+def test_the_readme_runs_from_top_to_bottom_as_printed(demo_run, monkeypatch):
+    """make demo has run in the reader's folder; then each block in turn, in one Python session."""
+    assert demo_run.returncode == 0, demo_run.stdout
+    monkeypatch.chdir(demo_run.folder)
+    session, seen = {}, []
+    for kind, block in BLOCKS:
+        if kind == "console":
+            seen += run_console(block)
+        else:
+            run_python(block, session)
+    assert seen.count("make") == 2
+    assert "negindex" in seen
+
+
+def run_console(block):
+    """Run each `$` line and compare what it prints; make's targets are named, not run inside themselves."""
+    for command, shown in re.findall(r"^\$ (.*)\n((?:[^$\n].*\n)*)", block, re.MULTILINE):
+        words = shlex.split(command, comments=True)
+        yield words[0]
+        if words[0] == "make":
+            makefile = ROOT / "Makefile"
+            assert not makefile.exists() or re.search(rf"^{words[1]}:", makefile.read_text(), re.MULTILINE)
+            continue
+        assert words[0] == "negindex"
+        done = subprocess.run(
+            [sys.executable, "-m", "negindex.tools", *words[1:]], capture_output=True, text=True, check=False
+        )
+        assert done.stdout == shown, f"{command}\n{done.stdout}{done.stderr}"
+
+
+def run_python(block, session):
+    test = doctest.DocTestParser().get_doctest(block, session, "README.md", "README.md", 0)
+    said = []
+    failed = doctest.DocTestRunner(verbose=False).run(test, out=said.append, clear_globs=False).failed
+    session.update(test.globs)
+    assert not failed, "".join(said)
+
+
+# -- the help ----------------------------------------------------------------------------------
+
+
+@diffusers_on_numpy_2
+def test_the_examples_in_the_help_run(demo_run, tmp_path, monkeypatch):
+    """From the folder that make demo leaves, with the one command that the help says comes before."""
+    shutil.copytree(demo_run.folder / "demo", tmp_path / "demo")
+    (tmp_path / "data").symlink_to(Path(negindex.data.__file__).parent)
+    monkeypatch.chdir(tmp_path)
+    shown = invoke("generate", "--help").output.replace("\\\n", " ")
+    examples = re.findall(r"^ +negindex (.*)$|`negindex (.*?)`", shown, re.MULTILINE)
+    assert len(examples) == 5
+    for plain, quoted in examples:
+        done = invoke(*shlex.split(plain or quoted))
+        assert done.exit_code == 0, f"{plain or quoted}\n{done.output}"

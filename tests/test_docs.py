@@ -1,11 +1,8 @@
-"""Every code block of the README runs, and prints what it shows; docstrings' examples hold."""
+"""Docstrings' examples hold, links lead somewhere, tables name all that there is."""
 
 import doctest
 import pkgutil
 import re
-import shlex
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 from types import FunctionType
@@ -20,51 +17,6 @@ import negindex.tools
 from negindex.sampler.schedules import FAMILIES, REFUSED
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-
-
-def test_every_block_of_the_readme_is_of_a_kind_that_is_run_here():
-    assert {kind for kind, _ in BLOCKS} == {"console", "python"}
-
-
-@pytest.mark.timeout(1800)
-def test_the_readme_runs_from_top_to_bottom_as_printed(demo_run, monkeypatch):
-    """make demo has run in the reader's folder; then each block in turn, in one Python session."""
-    assert demo_run.returncode == 0, demo_run.stdout
-    monkeypatch.chdir(demo_run.folder)
-    session, seen = {}, []
-    for kind, block in BLOCKS:
-        if kind == "console":
-            seen += run_console(block)
-        else:
-            run_python(block, session)
-    assert seen.count("make") == 2
-    assert "negindex" in seen
-
-
-def run_console(block):
-    """Run each `$` line and compare what it prints; make's targets are named, not run inside themselves."""
-    for command, shown in re.findall(r"^\$ (.*)\n((?:[^$\n].*\n)*)", block, re.MULTILINE):
-        words = shlex.split(command, comments=True)
-        yield words[0]
-        if words[0] == "make":
-            makefile = ROOT / "Makefile"
-            assert not makefile.exists() or re.search(rf"^{words[1]}:", makefile.read_text(), re.MULTILINE)
-            continue
-        assert words[0] == "negindex"
-        done = subprocess.run(
-            [sys.executable, "-m", "negindex.tools", *words[1:]], capture_output=True, text=True, check=False
-        )
-        assert done.stdout == shown, f"{command}\n{done.stdout}{done.stderr}"
-
-
-def run_python(block, session):
-    test = doctest.DocTestParser().get_doctest(block, session, "README.md", "README.md", 0)
-    said = []
-    failed = doctest.DocTestRunner(verbose=False).run(test, out=said.append, clear_globs=False).failed
-    session.update(test.globs)
-    assert not failed, "".join(said)
 
 
 def modules():

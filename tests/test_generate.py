@@ -1,7 +1,6 @@
 """`negindex generate`: each option reaches the guard, and what does not go together is said before anything runs."""
 
 import re
-import shlex
 import shutil
 from pathlib import Path
 
@@ -248,20 +247,3 @@ def test_a_pipeline_that_needs_to_be_told_what_to_make_is_not_called_without():
     told = {"prompt": ["a", "b"], "height": 16, "width": 32, "guidance_scale": 3.0}
     assert arguments_for(Texts(), 2, ["a", "b"], guidance=3.0, size=(16, 32)) == told
     assert arguments_for(Classes(), 2, class_label=7) == {"class_labels": [7, 7]}
-
-
-# -- the help ----------------------------------------------------------------------------------
-
-
-@pytest.mark.timeout(600)
-def test_the_examples_in_the_help_run(demo_run, tmp_path, monkeypatch):
-    """From the folder that make demo leaves, with the one command that the help says comes before."""
-    shutil.copytree(demo_run.folder / "demo", tmp_path / "demo")
-    (tmp_path / "data").symlink_to(FOLDER.parent)
-    monkeypatch.chdir(tmp_path)
-    shown = run("generate", "--help").output.replace("\\\n", " ")
-    examples = re.findall(r"^ +negindex (.*)$|`negindex (.*?)`", shown, re.MULTILINE)
-    assert len(examples) == 5
-    for plain, quoted in examples:
-        done = run(*shlex.split(plain or quoted))
-        assert done.exit_code == 0, f"{plain or quoted}\n{done.output}"
