@@ -4,7 +4,10 @@ import re
 import subprocess
 import sys
 
+import pytest
 
+
+@pytest.mark.long  # eight processes, each of which imports torch and diffusers
 def test_the_benchmark_of_a_build_prints_speeds_shares_and_memory():
     words = ["--rows", "500", "--shape", "2,4,4", "--images", "2", "--size", "32", "--small", "--runs", "1"]
     done = subprocess.run(

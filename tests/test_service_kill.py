@@ -22,7 +22,7 @@ from negindex.service.state import Handed
 
 LEVEL = NoiseLevel(0.7, 0.7)
 X = torch.ones(2, *SHAPE)
-WORKERS, SAMPLERS, KILLS = 3, 6, 2
+WORKERS, SAMPLERS, KILLS = 2, 4, 1
 
 
 @pytest.fixture
