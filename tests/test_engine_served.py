@@ -1,4 +1,4 @@
-"""A set that `negindex serve` and `negindex generate` ask through Milvus Lite: right answers, or errors that say why."""
+"""A set that `negindex serve` and `generate` ask through Milvus Lite: right answers, or errors that say why."""
 
 import shutil
 from contextlib import ExitStack
@@ -94,9 +94,9 @@ def test_engines_are_settings_and_wrong_ones_are_refused(tmp_path, monkeypatch):
     assert shown(settings, origins)["engine"]["value"] == {NAME: text}
     assert check(settings)
     monkeypatch.setenv("NEGINDEX_ENGINE", f'{{"{NAME}": "nowhere"}}')
-    with pytest.raises(InvalidInput, match="engine.*no address of an engine"):
+    with pytest.raises(InvalidInput, match=r"engine.*no address of an engine"):
         read_settings({})
-    with pytest.raises(NotThere, match="engine of other.set"):
+    with pytest.raises(NotThere, match=r"engine of other\.set"):
         check(Settings(root=tmp_path, engine={"other.set": text}))
     with pytest.raises(InvalidInput, match="one process has open at a time"):
         check(Settings(root=tmp_path, engine={NAME: f"milvus://{tmp_path}/e.db/claims"}))

@@ -287,7 +287,7 @@ def _labels(texts: tuple[str, ...], prior: float) -> dict[str, float]:
 
 
 def _engines(given: Mapping[str, Any]) -> dict[Path, Address]:
-    """{set: its engine}, of sets that lie here; raises UsageError for any other, InvalidInput for what is no address."""
+    """{set: its engine}, of sets that lie here; raises UsageError for others, InvalidInput for what is no address."""
     from negindex.engines.address import FORMS, Address
 
     here = [place for place in (*given["negatives"], given["reference"]) if isinstance(place, Path)]

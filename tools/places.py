@@ -31,7 +31,7 @@ class Place(click.ParamType):  # type: ignore[type-arg]  # older ones take no ar
 
 
 def opened(place: Path | str, engine: Address | None = None) -> Collection | RemoteNegatives | MilvusNegatives:
-    """The set, through an engine where one is given; a service is asked with the key in NEGINDEX_SERVICE_KEY, if any."""
+    """The set, through an engine if one is given; a service is asked with the key in NEGINDEX_SERVICE_KEY, if any."""
     from negindex import Collection, RemoteNegatives
 
     if isinstance(place, Path) and engine is not None:

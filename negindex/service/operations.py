@@ -29,7 +29,7 @@ async def live() -> dict[str, str]:
 
 @router.get("/health/ready", **OPEN)
 async def ready(state: TheState) -> dict[str, str]:
-    """Every set can be opened and read at its newest version, its engine too, and the service is not stopping; else 503."""
+    """Every set and its engine can be read at the newest version, and the service is not stopping; else 503."""
     if state.stopping or not state.watches or not await asyncio.to_thread(_readable, state):
         raise Refused(503, "a set cannot be read, or the service is stopping; its log says which", "Unreachable")
     return {"status": "ready"}
