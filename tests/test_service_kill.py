@@ -1,6 +1,5 @@
 """A worker is killed in the midst of its work: others serve, samplers notice nothing, nothing acknowledged is lost."""
 
-import json
 import os
 import signal
 import socket
