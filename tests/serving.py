@@ -64,6 +64,11 @@ def processes(root, *words, **environment):
             done.stderr.close()
 
 
+def started(service):
+    """Process ids of the workers, in the order that they came up in."""
+    return [json.loads(line)["process"] for line in list(service.lines) if '"event": "started"' in line]
+
+
 def figure(text, name):
     """The sum of a metric's values in what Prometheus would scrape."""
     return sum(float(value) for value in re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", text, re.M))

@@ -9,12 +9,7 @@ from pathlib import Path
 import pytest
 
 POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
-WAYS = (
-    "one row in or out, direct",
-    "2 rows in or out, direct",
-    "a claim opened, direct",
-    "a claim opened, by a service",
-)
+DIRECT = ("one row in or out, direct", "2 rows in or out, direct", "a claim opened, direct")
 
 
 def bench(*words):
@@ -29,16 +24,28 @@ def bench(*words):
     return done.stdout, table
 
 
-def test_the_benchmark_of_writers_names_its_machine_its_disk_and_its_ways(tmp_path):
-    said, table = bench("--writers", 2, "--seconds", 0.3, "--keep", tmp_path)
-    assert re.match(r"measured on .*\nsets in \w+; .*\nthe disk alone: p50 \d+\.\d\d ms, p99 ", said)
-    assert tuple(table) == (*WAYS, "catalogue alone, SQLite")
+def none_failed(table, count):
     for lines in table.values():
         for writers, rate, middle, late, worst, failures in lines:
-            assert (writers, failures) == (2, 0)
+            assert (writers, failures) == (count, 0)
             assert rate > 0
             assert 0 < middle <= late <= worst
+
+
+def test_the_benchmark_of_writers_names_its_machine_its_disk_and_its_ways(tmp_path):
+    words = ["--only", "direct", "--only", "SQLite"]
+    said, table = bench("--writers", 2, "--seconds", 0.1, "--keep", tmp_path, *words)
+    assert re.match(r"measured on .*\nsets in \w+; .*\nthe disk alone: p50 \d+\.\d\d ms, p99 ", said)
+    assert tuple(table) == (*DIRECT, "catalogue alone, SQLite")
+    none_failed(table, 2)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.long  # a start of `negindex serve`
+def test_writers_through_a_service_are_measured_too(tmp_path):
+    _, table = bench("--writers", 1, "--seconds", 0.3, "--keep", tmp_path, "--only", "by a service")
+    assert tuple(table) == ("a claim opened, by a service",)
+    none_failed(table, 1)
 
 
 @pytest.mark.services

@@ -1,6 +1,5 @@
 """A worker is killed in the midst of its work: others serve, samplers notice nothing, nothing acknowledged is lost."""
 
-import json
 import os
 import signal
 import socket
@@ -11,7 +10,7 @@ import httpx
 import pytest
 import torch
 from browsing import Browser
-from serving import processes
+from serving import processes, started
 from small_sets import SHAPE, rows
 
 from negindex import Collection, NoiseLevel, RemoteNegatives
@@ -143,10 +142,6 @@ def taken(one):
             count += 1
     except TimeoutError:
         return count
-
-
-def started(service):
-    return [json.loads(line)["process"] for line in list(service.lines) if '"event": "started"' in line]
 
 
 def until(condition):

@@ -1,12 +1,14 @@
 """A member of a union that fails or is late: a question raises and names it, or is answered without it and says so."""
 
 import logging
+import os
+import signal
 import time
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from serving import serving
+from serving import processes, serving, started
 from small_sets import SHAPE, rows
 from worlds import ClosedForm, diffusers_on_numpy_2, random_world
 
@@ -234,3 +236,36 @@ def test_a_receipt_says_which_set_was_missing_and_at_how_many_steps(tmp_path):
     pipe_strict = ClosedForm(world.rows, DDIMScheduler(clip_sample=False))
     with guard(pipe_strict, Union([here, remote]), Exact(world.safe)), pytest.raises(Unreachable, match="member 1"):
         pipe_strict(steps=3)
+
+
+# -- a service that is killed --------------------------------------------------------------
+
+
+def killed(service):
+    """SIGKILL to every process of a service, the one that watches the others first."""
+    for process in (service.pid, *started(service)):
+        os.kill(process, signal.SIGKILL)
+    service.wait(30)
+
+
+@pytest.mark.long  # two starts of `negindex serve`
+def test_a_service_killed_between_two_look_ups_raises_or_is_said_to_be_missing_and_is_asked_again(root, far):
+    here = Exact(HERE)
+    with processes(root) as (url, service):
+        remote = RemoteNegatives(url, "far.set", retries=0)
+        strict, lenient = Union([here, remote]), Union([here, remote], missing="without")
+        whole = strict.posterior(X, LEVEL)
+        assert whole.count == 8
+        assert same(lenient.posterior(X, LEVEL), whole)
+        killed(service)
+    with pytest.raises(Unreachable, match=r"member 1 \(set 'far.set' at "):
+        strict.posterior(X, LEVEL)
+    told = lenient.posterior(X, LEVEL)
+    assert same(told, here.posterior(X, LEVEL))
+    assert [(one.error, "far.set" in one.said) for one in told.missing] == [("Unreachable", True)]
+    with processes(root, "--port", url.rpartition(":")[2]):
+        for union in (strict, lenient):
+            back = union.posterior(X, LEVEL)
+            assert same(back, whole)
+            assert back.missing == ()
+    remote.close()

@@ -16,10 +16,14 @@ from negindex.tools.places import Place, opened
 
 if TYPE_CHECKING:
     from negindex import Collection, Kernel, Negatives, RemoteNegatives
+    from negindex.engines.address import Address
+    from negindex.engines.milvus import MilvusNegatives
     from negindex.keys import Key
     from negindex.sampler import CopyGate, Gate, Guard, Rule, Window
     from negindex.sampler.guard import OnError
     from negindex.union import OnMissing
+
+    Opened = Collection | RemoteNegatives | MilvusNegatives
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,6 +52,14 @@ _OPTIONS = (
         help="Stay away from the rows under this label alone, with a prior of their own; again for more.",
     ),
     click.option("--reference", type=_SET, help="A collection of benign images to compare with."),
+    click.option(
+        "--engine",
+        "engines",
+        multiple=True,
+        metavar="[SET=]ADDRESS",
+        help="Ask a set through the Milvus that its index lies in, milvus://HOST:PORT/NAME; again for more. SET is as "
+        "--negatives or --reference has it, and may be left out where --negatives is one set.",
+    ),
     click.option("--unguarded", is_flag=True, help="Sample without a guard, to compare with."),
     click.option("--prior", type=float, help=f"P(unsafe) before the sample is looked at (default: {PRIOR})."),
     click.option(
@@ -107,7 +119,13 @@ _OPTIONS = (
     ),
     click.option("--key", type=_SET, metavar="FILE", help="Sign the receipts with this key (`negindex key new`)."),
 )
-FREE = {"labels": (), "copies": "by-data", "on_error": "raise", "missing": "raise"}  # where nothing was given
+FREE = {
+    "labels": (),
+    "engines": (),
+    "copies": "by-data",
+    "on_error": "raise",
+    "missing": "raise",
+}  # where nothing was given
 
 
 def guard_options(command: F) -> F:
@@ -138,6 +156,7 @@ class Asked:
     negatives: tuple[Path | str, ...]
     labels: dict[str, float]  # each with its prior; none for the whole of the sets
     reference: Path | str | None
+    engines: dict[Path, Address]  # of those that are asked through one
     prior: float
     rule: Rule | None
     gate: Gate | Trigger | None
@@ -166,6 +185,7 @@ class Asked:
             negatives=given["negatives"],
             labels=_labels(given["labels"], prior),
             reference=given["reference"],
+            engines=_engines(given),
             prior=prior,
             rule=_rule(given),
             gate=_gate(given["gate"]),
@@ -184,10 +204,10 @@ class Asked:
         from negindex.sampler import guard
 
         kernel = None if self.kernel_floor is None else Kernel.floored(self.kernel_floor)
-        sets: list[Collection | RemoteNegatives] = [opened(place) for place in self.negatives]
+        sets = [self._opened(place) for place in self.negatives]
         for one in sets:
             stack.enter_context(one)
-        benign = None if self.reference is None else stack.enter_context(opened(self.reference))
+        benign = None if self.reference is None else stack.enter_context(self._opened(self.reference))
         priors = {label: (self._together(sets, label), prior) for label, prior in self.labels.items()}
         whole = [(self._together(sets), self.prior)]
         return [
@@ -209,7 +229,10 @@ class Asked:
             for negatives, prior in priors.values() or whole
         ]
 
-    def _together(self, sets: Sequence[Collection | RemoteNegatives], label: str | None = None) -> Negatives:
+    def _opened(self, place: Path | str) -> Opened:
+        return opened(place, self.engines.get(place) if isinstance(place, Path) else None)
+
+    def _together(self, sets: Sequence[Opened], label: str | None = None) -> Negatives:
         """The sets, or their rows under a label, as one; a label that no row in force has raises EmptySet."""
         from negindex import Union
 
@@ -246,7 +269,7 @@ def _check_together(given: Mapping[str, Any]) -> None:
 
 
 def _flag(name: str) -> str:
-    return "--label" if name == "labels" else f"--{name.replace('_', '-')}"
+    return f"--{name.removesuffix('s') if name in ('labels', 'engines') else name.replace('_', '-')}"
 
 
 # -- what the texts mean -----------------------------------------------------------------------
@@ -260,6 +283,31 @@ def _labels(texts: tuple[str, ...], prior: float) -> dict[str, float]:
         if label in read:
             raise click.UsageError(f"--label {label} is given twice; give each label once")
         read[label] = share
+    return read
+
+
+def _engines(given: Mapping[str, Any]) -> dict[Path, Address]:
+    """{set: its engine}, of sets that lie here; raises UsageError for others, InvalidInput for what is no address."""
+    from negindex.engines.address import FORMS, Address
+
+    here = [place for place in (*given["negatives"], given["reference"]) if isinstance(place, Path)]
+    read: dict[Path, Address] = {}
+    for text in given["engines"]:
+        named = re.fullmatch(r"(?:(.+?)=)?(milvus(?:\+tls)?://.+)", text)
+        if named is None:
+            raise click.UsageError(f"--engine {text}; give ADDRESS or SET=ADDRESS, ADDRESS {FORMS}")
+        if named[1] is None and len(given["negatives"]) > 1:
+            raise click.UsageError(f"--engine {text}: of which set? Give SET={text}")
+        place = given["negatives"][0] if named[1] is None else Path(named[1])
+        if place not in here:
+            known = ", ".join(map(str, here)) or "none"
+            raise click.UsageError(
+                f"--engine {text}: {place} is not among the sets that lie here, {known}; a service has engines of its "
+                "own (`negindex serve --engine`)"
+            )
+        if place in read:
+            raise click.UsageError(f"--engine {text}: {place} has one already; give each set one engine")
+        read[place] = Address.of(named[2])
     return read
 
 

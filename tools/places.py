@@ -13,6 +13,8 @@ from negindex.errors import InvalidInput
 
 if TYPE_CHECKING:
     from negindex import Collection, RemoteNegatives
+    from negindex.engines.address import Address
+    from negindex.engines.milvus import MilvusNegatives
 
 KEY = "NEGINDEX_SERVICE_KEY"
 _ROUTE = "/v1/sets/"
@@ -28,10 +30,14 @@ class Place(click.ParamType):  # type: ignore[type-arg]  # older ones take no ar
         return value if isinstance(value, Path) or value.startswith(("http://", "https://")) else Path(value)
 
 
-def opened(place: Path | str) -> Collection | RemoteNegatives:
-    """The set; a service is asked with the key in NEGINDEX_SERVICE_KEY, where there is one."""
+def opened(place: Path | str, engine: Address | None = None) -> Collection | RemoteNegatives | MilvusNegatives:
+    """The set, through an engine if one is given; a service is asked with the key in NEGINDEX_SERVICE_KEY, if any."""
     from negindex import Collection, RemoteNegatives
 
+    if isinstance(place, Path) and engine is not None:
+        from negindex.engines.milvus import MilvusNegatives
+
+        return MilvusNegatives.open(place, engine)
     if isinstance(place, Path):
         return Collection.open(place)
     parts = urlsplit(place)

@@ -11,16 +11,17 @@ import click
 from negindex.tools.common import errors_to_exit_codes
 
 
-class _Pair(click.ParamType[tuple[str, Path]]):
-    """SET=FOLDER."""
+class _OfSet(click.ParamType[tuple[str, str]]):
+    """SET=WHAT."""
 
-    name = "SET=FOLDER"
+    def __init__(self, what: str) -> None:
+        self.name = f"SET={what}"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Path]:
-        name, sign, folder = str(value).partition("=")
-        if not (name and sign and folder):
-            self.fail(f"{value!r}; give SET=FOLDER", param, ctx)
-        return name, Path(folder)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        name, sign, said = str(value).partition("=")
+        if not (name and sign and said):
+            self.fail(f"{value!r}; give {self.name}", param, ctx)
+        return name, said
 
 
 _FLAGS = {  # flag: its type; names, defaults and help are those of ``negindex.service.settings.Settings``
@@ -42,7 +43,9 @@ _FLAGS = {  # flag: its type; names, defaults and help are those of ``negindex.s
     "pins": int,
     "upkeep_seconds": float,
     "key": click.Path(path_type=Path),
-    "encoder": _Pair(),
+    "engine": _OfSet("ADDRESS"),
+    "engine_seconds": float,
+    "encoder": _OfSet("FOLDER"),
     "uploads": int,
     "backup_every": str,
     "backup_to": click.Path(path_type=Path),
@@ -74,7 +77,7 @@ class _ServeCommand(click.Command):
         known = super().get_params(ctx)
         for name, kind in _FLAGS.items():
             field = Settings.model_fields[name]
-            many = isinstance(kind, _Pair) or isinstance(field.default, tuple)
+            many = isinstance(kind, _OfSet) or isinstance(field.default, tuple)
             default = "none" if field.default in (None, (), {}) else field.default
             words = f"{field.description}  [env: {PREFIX}{name.upper()}; default: {default}]"
             flag = f"--{name.replace('_', '-')}"
@@ -93,6 +96,7 @@ Examples:
   negindex serve sets/ --config service.toml --print-config
   negindex serve sets/ --backup-every 24h --backup-to /mnt/backups --backup-keep 14
   negindex serve sets/ --encoder faces.set=models/sd15 --key service.key
+  negindex serve sets/ --engine claims.set=milvus://127.0.0.1:19530/claims
   negindex serve sets/ --host 0.0.0.0 --certificate chain.pem --certificate-key key.pem --workers 4
 """,
 )
@@ -110,8 +114,7 @@ def serve(file: Path | None, print_config: bool, **flags: Any) -> None:
     """
     from negindex.service.settings import read_settings, shown
 
-    pairs = dict(flags.pop("encoder"))
-    flags |= {"encoder": pairs or None}
+    flags |= {name: dict(flags[name]) or None for name, kind in _FLAGS.items() if isinstance(kind, _OfSet)}
     settings, origins = read_settings({name: value for name, value in flags.items() if value not in (None, ())}, file)
     if print_config:
         click.echo(json.dumps(shown(settings, origins), indent=2, ensure_ascii=False))

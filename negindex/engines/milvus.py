@@ -21,6 +21,7 @@ from negindex.engines.on_engine import OnEngine
 from negindex.engines.table import CACHE_ROWS, Table
 from negindex.errors import EngineBehind
 from negindex.kernel import Kernel
+from negindex.labelled import Labelled
 from negindex.negatives import Following
 from negindex.snapshot import Parts, Snapshot, Split
 
@@ -55,6 +56,12 @@ class EngineSnapshot(Snapshot):
     def of(cls, snapshot: Snapshot, tables: Callable[[str], Table], before: Split | None = None) -> EngineSnapshot:
         """The same rows."""
         return cls(snapshot._catalogue, snapshot.version, snapshot.parts, snapshot._derived, tables, before=before)
+
+    def check_engine(self) -> None:
+        """Raise unless the engine holds what this version needs of it: Unreachable, EngineBehind."""
+        split = self._standing()
+        if split is not None and isinstance(split.mixture, OnEngine):
+            split.mixture.check_whole()
 
     def _again(self, parts: Parts) -> Snapshot:
         return EngineSnapshot(
@@ -119,6 +126,10 @@ class MilvusNegatives(Following):
     def snapshot(self, version: int | None = None) -> EngineSnapshot:
         """One version, for as long as it is held; see ``Collection.snapshot``."""
         return EngineSnapshot.of(self.collection.snapshot(version), self._table)
+
+    def where(self, *, label: str) -> Labelled:
+        """The rows under a label, followed as the collection is: a set of negatives of its own."""
+        return Labelled(self, label)
 
     def let_go(self) -> None:
         """Keep no snapshot for the next pin, so that an erasure need not wait for it."""

@@ -47,8 +47,12 @@ class OnEngine(Mixture):
         finder = InEngine(self.table, self.clusters, self.version, self._numbers_of)
         with self.table.there(self.clusters, self.version):
             found = spheres.nearest(self.source, self.clusters, finder, reach)
-        self.table.check_whole(self.clusters, self.version)
+        self.check_whole()
         return found
+
+    def check_whole(self) -> None:
+        """Raise Unreachable, or EngineBehind, unless the engine holds as many rows as the index."""
+        self.table.check_whole(self.clusters, self.version)
 
     def _modelled(self, query: Query) -> Partial:
         if query.kernel != self.kernel:

@@ -77,6 +77,17 @@ def push(collection: Collection, address: Address, say: Say = lambda said: None)
     return found
 
 
+def keep_up(collection: Collection, address: Address, say: Say = lambda said: None) -> Compared | None:
+    """Push where the engine, counted, could not answer for the newest version; None where there is nothing to do.
+
+    Raises what ``push`` raises.
+    """
+    index = collection.index()
+    if index is None or _standing(collection, index, address).is_whole:
+        return None
+    return push(collection, address, say)
+
+
 def check(collection: Collection, address: Address, *, repair: bool = False, say: Say = lambda said: None) -> Compared:
     """Compare every row, in every field, with the index file; with ``repair``, put right what differs.
 

@@ -17,7 +17,7 @@ from negindex.noise import NoiseLevel
 from negindex.partial import Heaviest, Partial
 from negindex.service.bodies import in_numbers, origin_said
 from negindex.service.held import Held, View, Which
-from negindex.service.metrics import Metrics
+from negindex.service.metrics import AWAY, Metrics
 from negindex.service.wire import packed
 from negindex.stages import Stage, listening
 
@@ -86,11 +86,15 @@ def answers(held: Held, metrics: Metrics, asked: Sequence[Question]) -> list[Ans
     view = held.view(asked[0].which, digests)
     first = asked[0]
     told: list[Partial | Near]
-    with listening(heard):
-        if isinstance(first, Posterior):
-            told = [*_posteriors(held, view, [one for one in asked if isinstance(one, Posterior)])]
-        else:
-            told = [*_nearby(view, [one for one in asked if isinstance(one, Nearby)])]
+    try:
+        with listening(heard):
+            if isinstance(first, Posterior):
+                told = [*_posteriors(held, view, [one for one in asked if isinstance(one, Posterior)])]
+            else:
+                told = [*_nearby(view, [one for one in asked if isinstance(one, Nearby)])]
+    except AWAY as error:
+        metrics.unanswered(held.name, error)
+        raise
     for one in told:
         _check_in_force(held, metrics, view, one.heaviest.ids if isinstance(one, Partial) else one.ids)
     searched, so_far = time.perf_counter(), time.time_ns()

@@ -6,7 +6,7 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from negindex.collection import Collection
+from negindex.engines.milvus import EngineSnapshot, MilvusNegatives
 from negindex.errors import InvalidInput, NegindexError, NotThere, UnknownKey
 from negindex.kernel import LITERAL, Kernel
 from negindex.labelled import Labelled
@@ -50,6 +51,17 @@ class View(NamedTuple):
     version: int
 
 
+class Engine(NamedTuple):
+    """Where a set's index lies, and how long one question to it may take."""
+
+    address: str
+    seconds: float
+
+    def over(self, collection: Collection) -> MilvusNegatives:
+        """The set, asked through it."""
+        return MilvusNegatives(collection, self.address, timeout=self.seconds)
+
+
 class Held:
     """One set. Usable from several threads.
 
@@ -57,10 +69,11 @@ class Held:
     is not answered from the erasure on, and files that were replaced are let go by ``let_go``.
     """
 
-    def __init__(self, path: Path, pins: int) -> None:
+    def __init__(self, path: Path, pins: int, engine: Engine | None = None) -> None:
         self.name, self.path, self._most = path.name, path, max(1, pins)
         self.identity = _identity(path)
         self.collection = Collection.open(path)
+        self.asked = self.collection if engine is None else engine.over(self.collection)
         self._pins: OrderedDict[int, Snapshot] = OrderedDict()
         self._checked: dict[int, int] = {}  # {pinned version: the newest version at which it could still be opened}
         self._kernels: OrderedDict[str, Kernel] = OrderedDict()
@@ -71,13 +84,13 @@ class Held:
     def at(self, version: int | None) -> Snapshot:
         """The set at a version, the newest when None. Raises UnknownVersion, and Erased where its rows are gone."""
         with self._lock:
-            newest = self.collection.pin()
+            newest = self.asked.pin()
             self._keep(newest)
             if version is None or version == newest.version:
                 return newest
             found = self._pins.get(version)
             if found is None:
-                found = self.collection.snapshot(version)
+                found = self.asked.snapshot(version)
             elif self._checked[version] != newest.version:
                 self._check(version)
             self._checked[version] = newest.version
@@ -117,6 +130,12 @@ class Held:
                 raise SayAll(f"kernel {fingerprint} is not known here; send it whole")
             return _remembered(self._kernels, fingerprint, self._kernels[fingerprint])
 
+    def check_ready(self) -> None:
+        """Raise unless the newest version can be read, and its engine, where it has one, holds what it needs."""
+        newest = self.at(None)
+        if isinstance(newest, EngineSnapshot):
+            newest.check_engine()
+
     def let_go(self) -> None:
         """Close what the record says is to go: versions that were erased, files that were replaced."""
         with self._lock:
@@ -129,14 +148,14 @@ class Held:
             going = {one.name for one in self.collection.outstanding() if one.what in ("file", "derived")}
             for version in [v for v, snapshot in self._pins.items() if going & snapshot.files]:
                 self._drop(version)
-                self.collection.let_go()
+                self.asked.let_go()
 
     def close(self) -> None:
         """Let go of everything; answers that are under way end as they are."""
         with self._lock:
             self._pins.clear()
             self._views.clear()
-            self.collection.close()
+            self.asked.close()
 
     def _seen(self, snapshot: Snapshot, which: Which, digests: Sequence[str] | None) -> View:
         left_out = self._left_out.get(which.without) if digests is None else list(digests)
@@ -176,8 +195,9 @@ class Held:
 class Sets:
     """The sets of a directory by their names. A set that was replaced by another is opened anew."""
 
-    def __init__(self, root: Path, pins: int) -> None:
-        self.root, self._pins = root, pins
+    def __init__(self, root: Path, pins: int, engines: Mapping[str, Engine] | None = None) -> None:
+        """engines: of the sets that answer through one, by their names."""
+        self.root, self._pins, self._engines = root, pins, engines or {}
         self._held: dict[str, Held] = {}
         self._lock = threading.Lock()
 
@@ -197,7 +217,7 @@ class Sets:
                 found.close()
                 found = None
             if found is None:
-                found = self._held[name] = Held(path, self._pins)
+                found = self._held[name] = Held(path, self._pins, self._engines.get(name))
             return found
 
     def open(self) -> list[Held]:

@@ -15,6 +15,8 @@ from datetime import UTC, datetime
 import torch
 
 from negindex.collection import Collection
+from negindex.engines.address import Address
+from negindex.engines.push import keep_up
 from negindex.errors import Locked, NegindexError
 from negindex.service.alarms import Alarm, BackupAlarm, Bell, alarms
 from negindex.service.held import Sets
@@ -70,12 +72,26 @@ def go_round(settings: Settings, metrics: Metrics, bell: Bell, more: Iterable[Ba
         try:
             with closing(Collection.open(settings.root / name)) as collection:
                 found += _look_after(name, collection, metrics)
+                _keep_up(name, collection, settings.engine.get(name))
             looked_at.append(name)
         except Locked:
             log("upkeep-waits", set=name)  # somebody writes for long: the next round comes
         except (NegindexError, OSError) as error:
             log("upkeep-failed", logging.ERROR, set=name, error=type(error).__name__)
     bell.ring(found, looked_at)
+
+
+def _keep_up(name: str, collection: Collection, engine: str | None) -> None:
+    """Have a set's engine hold the index that was made since; a round that fails is logged, and the next one comes."""
+    if engine is None:
+        return
+    try:
+        sent = keep_up(collection, Address.of(engine))
+    except NegindexError as error:
+        log("engine-failed", logging.ERROR, set=name, error=type(error).__name__)
+        return
+    if sent is not None:
+        log("engine-pushed", set=name, rows=sent.rows, wrong=sent.wrong)
 
 
 def _look_after(name: str, collection: Collection, metrics: Metrics) -> list[Alarm]:

@@ -9,12 +9,14 @@ from datetime import datetime
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from negindex.errors import EngineBehind, NegindexError, Unreachable
 from negindex.near import Near
 from negindex.partial import Partial
 from negindex.states import Version
 
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+AWAY = (EngineBehind, Unreachable)  # what is raised where a set waits for another machine in vain
 _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _SHARES = (0.5, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
 _SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
@@ -52,6 +54,12 @@ class Metrics:
         self._strange = Counter(
             "negindex_withdrawn_hits", "Rows named that are not in force; must be 0.", ["set"], registry=own
         )
+        self._unanswered = Counter(
+            "negindex_unanswered_calls",
+            "Look-ups that failed since what a set needs from elsewhere did not come: its engine, its rows.",
+            ["set", "error"],
+            registry=own,
+        )
         self._version = Gauge(
             "negindex_set_version", "Newest version; of the worker most behind.", ["set"], registry=own,
             multiprocess_mode="livemin",
@@ -84,6 +92,8 @@ class Metrics:
         """A set that this process serves, and its newest version."""
         self._strange.labels(name).inc(0)
         self._degraded.labels(name).inc(0)
+        for error in AWAY:
+            self._unanswered.labels(name, error.__name__).inc(0)
         self._version.labels(name).set(version.version)
         self._age.labels(name).set((now - datetime.fromisoformat(version.at)).total_seconds())
 
@@ -99,6 +109,10 @@ class Metrics:
     def withdrawn_hits(self, name: str, rows: int) -> None:
         """Rows that an answer would have named although they are not in force."""
         self._strange.labels(name).inc(rows)
+
+    def unanswered(self, name: str, error: NegindexError) -> None:
+        """A call that a set could not answer: something that lies elsewhere did not come."""
+        self._unanswered.labels(name, type(error).__name__).inc()
 
     def clocks(self, name: str, near: int, missed: int) -> None:
         """Clocks of a set's claims."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -13,6 +14,7 @@ from negindex.service import metrics
 from negindex.service.document import document, needs, refusals
 from negindex.service.grants import ROLES
 from negindex.service.limits import Refused
+from negindex.service.logs import log
 from negindex.service.state import State, TheState
 
 router = APIRouter()
@@ -27,7 +29,7 @@ async def live() -> dict[str, str]:
 
 @router.get("/health/ready", **OPEN)
 async def ready(state: TheState) -> dict[str, str]:
-    """Every set can be opened and read at its newest version, and the service is not stopping; else 503."""
+    """Every set and its engine can be read at the newest version, and the service is not stopping; else 503."""
     if state.stopping or not state.watches or not await asyncio.to_thread(_readable, state):
         raise Refused(503, "a set cannot be read, or the service is stopping; its log says which", "Unreachable")
     return {"status": "ready"}
@@ -46,9 +48,10 @@ async def openapi(request: Request) -> dict[str, Any]:
 
 
 def _readable(state: State) -> bool:
-    try:
-        for name in state.sets.names():
-            state.sets.get(name).at(None)
-    except NegindexError:
-        return False
+    for name in state.sets.names():
+        try:
+            state.sets.get(name).check_ready()
+        except NegindexError as error:
+            log("unready", logging.ERROR, set=name, error=type(error).__name__)
+            return False
     return True

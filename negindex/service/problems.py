@@ -9,6 +9,7 @@ from negindex import errors
 from negindex.errors import (
     Damaged,
     EmptySet,
+    EngineBehind,
     Erased,
     InvalidInput,
     Locked,
@@ -28,6 +29,7 @@ _STATUS: tuple[tuple[type[NegindexError], int], ...] = (  # the first that fits
     (NotAllowed, 403),
     (Locked, 503),
     (Unreachable, 503),
+    (EngineBehind, 503),
 )
 _CODES = {
     name: kind

@@ -34,7 +34,7 @@ from negindex.service.encoding import Channel
 from negindex.service.logs import log, log_config
 from negindex.service.metrics import SHARED
 from negindex.service.pages.images import Images
-from negindex.service.settings import Settings, check_backups, check_exposure
+from negindex.service.settings import Settings, check_backups, check_engines, check_exposure
 from negindex.service.sign_on import sign_on_of
 from negindex.service.state import Handed, signing_key
 
@@ -77,6 +77,7 @@ def check(settings: Settings, passphrase: str | None = None) -> bool:
     if not settings.root.is_dir():
         raise NotThere(f"{settings.root} is no directory; name the one that holds the sets")
     check_backups(settings)
+    check_engines(settings)
     signing_key(settings, passphrase)
     keys = load_keys(settings.root)
     for word in check_exposure(settings, bool(keys)):

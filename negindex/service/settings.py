@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +19,9 @@ from pydantic_settings import (
 )
 
 from negindex.clocks import length
+from negindex.engines.address import Address
 from negindex.errors import InvalidInput, NotAllowed, NotThere
+from negindex.store import CATALOGUE
 
 PREFIX = "NEGINDEX_"
 
@@ -27,6 +30,13 @@ def _known_length(text: str) -> str:
     if not length(text):
         raise ValueError(f"{text!r} is no time at all; give minutes, hours or days, such as 24h")
     return text
+
+
+def _known_engine(text: str) -> str:
+    try:
+        return Address.of(text).text
+    except InvalidInput as error:
+        raise ValueError(str(error)) from None
 
 
 class Settings(BaseSettings):
@@ -61,6 +71,10 @@ class Settings(BaseSettings):
     key: Path | None = Field(
         None, description="Sign the checkpoint of what is changed on pages (`negindex key new` makes a key)."
     )
+    engine: dict[str, Annotated[str, AfterValidator(_known_engine)]] = Field(
+        {}, description="Milvus, milvus://HOST:PORT/NAME, that a set's index lies in and answers through."
+    )
+    engine_seconds: float = Field(10.0, gt=0, description="Longest time that one question to an engine may take.")
     encoder: dict[str, Path] = Field(
         {},
         description="Folder of the VAE, or of its pipeline, that makes a set's rows of latents from images on pages.",
@@ -175,6 +189,20 @@ def check_backups(settings: Settings) -> None:
     to, root = settings.backup_to.resolve(), settings.root.resolve()
     if to == root or root in to.parents:
         raise InvalidInput(f"backups in {to}, within the sets' own {root}; name a place elsewhere, on another disk")
+
+
+def check_engines(settings: Settings) -> None:
+    """Raise where a set has an engine that it could not be asked through: NotThere, InvalidInput."""
+    if settings.engine and find_spec("pymilvus") is None:
+        raise InvalidInput("an engine cannot be asked without pymilvus: pip install 'negindex[milvus]'")
+    for name, address in settings.engine.items():
+        if not (settings.root / name / CATALOGUE).is_file():
+            raise NotThere(f"engine of {name}: no set of this name is served from {settings.root}")
+        if Address.of(address).is_file:
+            raise InvalidInput(
+                f"engine of {name}: {address} is a file of Milvus Lite, which one process has open at a time, and a "
+                "service is several; give milvus://HOST:PORT/NAME"
+            )
 
 
 def _origin(name: str, origin: str) -> str:

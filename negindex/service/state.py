@@ -19,7 +19,7 @@ from negindex.service.answering import Answer, Question, answers
 from negindex.service.batching import Lane
 from negindex.service.encoding import Channel, Encoders
 from negindex.service.grants import NOBODY, Caller
-from negindex.service.held import Held, Sets
+from negindex.service.held import Engine, Held, Sets
 from negindex.service.limits import Rate, Refused, Room, Turns
 from negindex.service.logs import log
 from negindex.service.metrics import Metrics
@@ -50,7 +50,7 @@ class State:
         self.signs = signing_key(settings, handed.passphrase)
         self.encoders = Encoders(handed.channel, settings.encoder)
         self.turns = Turns(settings.uploads, self.metrics.uploads)
-        self.sets = Sets(settings.root, settings.pins)
+        self.sets = Sets(settings.root, settings.pins, engines_of(settings))
         self.sign_on = sign_on_of(settings)
         self.door = Door(settings.root, keyless, self.sign_on)
         self.rate = Rate(settings.rate, settings.burst)
@@ -141,6 +141,11 @@ class Needs:
 def signing_key(settings: Settings, passphrase: str | None) -> Key | None:
     """The key that signs what is changed here; raises what ``Key.load`` raises."""
     return None if settings.key is None else Key.load(settings.key, passphrase)
+
+
+def engines_of(settings: Settings) -> dict[str, Engine]:
+    """{set: its engine}."""
+    return {name: Engine(address, settings.engine_seconds) for name, address in settings.engine.items()}
 
 
 def state_of(request: Request) -> State:
