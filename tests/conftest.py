@@ -29,3 +29,13 @@ def three(col):
 def photos():
     """The two photographs that come with scikit-learn, 320 × 214."""
     return [Image.fromarray(image).resize((320, 214)) for image in load_sample_images().images]
+
+
+@pytest.fixture
+def few_probes(monkeypatch):
+    """Learn from fewer queries what closed forms are worth, and leave torch's threads as they were."""
+    monkeypatch.setattr("negindex.trust.LEVELS", (0.5, 20.0))
+    monkeypatch.setattr("negindex.trust._HELD_OUT", 24)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)

@@ -3,24 +3,15 @@
 import json
 
 import pytest
-import torch
 from click.testing import CliRunner
 
 from negindex.tools.cli import main
 
+pytestmark = pytest.mark.usefixtures("few_probes")
+
 
 def bench(*words):
     return CliRunner().invoke(main, ["bench", *map(str, words)])
-
-
-@pytest.fixture(autouse=True)
-def few_probes(monkeypatch):
-    """Learn from fewer queries what closed forms are worth, and leave torch's threads as they were."""
-    monkeypatch.setattr("negindex.trust.LEVELS", (0.5, 20.0))
-    monkeypatch.setattr("negindex.trust._HELD_OUT", 24)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_copies_fire_alike_in_both_sets_and_nothing_else_does(tmp_path):

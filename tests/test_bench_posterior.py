@@ -18,21 +18,12 @@ from negindex.tools.bench_truth import exact
 from negindex.tools.cli import main
 from negindex.tools.latents import BLOCK, Latents
 
+pytestmark = pytest.mark.usefixtures("few_probes")
 SHAPE = (1, 8, 8)
 
 
 def bench(*words):
     return CliRunner().invoke(main, ["bench", "posterior", *map(str, words)])
-
-
-@pytest.fixture(autouse=True)
-def few_probes(monkeypatch):
-    """Learn from fewer queries what closed forms are worth, and leave torch's threads as they were."""
-    monkeypatch.setattr("negindex.trust.LEVELS", (0.5, 20.0))
-    monkeypatch.setattr("negindex.trust._HELD_OUT", 24)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("literal", [True, False])

@@ -373,8 +373,9 @@ def test_addresses():
     assert Address.of("milvus+tls://host:7/a_1")[1:] == ("https://host:7", "a_1")
     assert Address.of("milvus://[::1]:7/a")[1:] == ("http://[::1]:7", "a")
     assert Address.of("milvus:///x/y.db/a") == ("milvus:///x/y.db/a", "/x/y.db", "a")
-    with pytest.raises(InvalidInput, match="NEGINDEX_MILVUS_TOKEN") as refused:
-        Address.of("milvus://ann:secret@host/a")
+    for place in ("host", "host:port"):
+        with pytest.raises(InvalidInput, match="NEGINDEX_MILVUS_TOKEN") as refused:
+            Address.of(f"milvus://ann:secret@{place}/a")
     assert "secret" not in str(refused.value)
 
 

@@ -26,8 +26,6 @@ Examples:
       --kernel-floor 0.6 --prior 0.3 --count 16 --out demo/images
   negindex generate data/digits-unet --negatives demo/eights.set --rule spell --radius 4 \\
       --window timesteps:0-780 --copies none --out demo/spell
-  negindex generate model --prompt "a portrait" --negatives claims.set --reference benign.set \\
-      --engine milvus://127.0.0.1:19530/claims --out out
   # when `negindex add demo/eights.set demo/digits/3 --label threes` has put some in force:
   negindex generate data/digits-unet --negatives demo/eights.set --label threes=0.9 \\
       --reference demo/others.set --on-error last-good --out demo/no-threes

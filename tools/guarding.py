@@ -119,13 +119,13 @@ _OPTIONS = (
     ),
     click.option("--key", type=_SET, metavar="FILE", help="Sign the receipts with this key (`negindex key new`)."),
 )
-FREE = {
+FREE = {  # where nothing was given
     "labels": (),
     "engines": (),
     "copies": "by-data",
     "on_error": "raise",
     "missing": "raise",
-}  # where nothing was given
+}
 
 
 def guard_options(command: F) -> F:

@@ -29,6 +29,8 @@ class Address(NamedTuple):
     @classmethod
     def of(cls, text: str) -> Address:
         """Raises InvalidInput for what is no address, and for one that holds a password."""
+        if "@" in text.partition("://")[2].partition("/")[0]:  # before anything repeats the text
+            raise InvalidInput("an address with a password in it would be kept; give NEGINDEX_MILVUS_TOKEN instead")
         try:
             parts = urlsplit(text)
             port = parts.port
@@ -39,8 +41,6 @@ class Address(NamedTuple):
             raise InvalidInput(
                 f"{text!r} is no address of an engine; give {FORMS}, NAME of letters, digits and _, at most 100"
             )
-        if "@" in parts.netloc:
-            raise InvalidInput("an address with a password in it would be kept; give NEGINDEX_MILVUS_TOKEN instead")
         if parts.netloc:
             if place or not parts.hostname:
                 raise InvalidInput(f"{text!r} names more than a host and a collection; give {FORMS}")
