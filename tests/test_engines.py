@@ -376,7 +376,7 @@ def test_addresses():
     for place in ("host", "host:port"):
         with pytest.raises(InvalidInput, match="NEGINDEX_MILVUS_TOKEN") as refused:
             Address.of(f"milvus://ann:secret@{place}/a")
-    assert "secret" not in str(refused.value)
+        assert "secret" not in str(refused.value)
 
 
 # -- the command line ----------------------------------------------------------------------------
