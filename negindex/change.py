@@ -33,6 +33,7 @@ _HAS_LIVE = f"EXISTS ({_LINKED} IN ({_LIVE}))"
 _HAS_OPEN = f"EXISTS ({_LINKED} NOT IN ('withdrawn', 'erased'))"
 _SOME = "id IN (SELECT id FROM temp.some)"
 _ORPHAN = "kind = 'index' AND kernel NOT IN (SELECT kernel FROM derived WHERE kind = 'calibration')"
+_AT_ONCE = 100  # rows that one statement inserts; SQLite takes 32,766 values
 _SAW = f"EXISTS (SELECT 1 FROM rows WHERE {_SOME} AND added <= covers AND (withdrawn IS NULL OR withdrawn > covers))"
 
 
@@ -79,15 +80,15 @@ class Change:
         columns = (salts, rows.source_keys, rows.labels, rows.digests, rows.sources)
         commitments = [_commitment(*row) for row in zip(*columns, strict=True)]
         self._commitments += commitments
-        self._db.executemany(
-            """INSERT INTO rows (id, source_key, label, sha256, image_sha256, pdq, quality, salt, commitment,
-               segment, place, added) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-            (
+        self._insert(
+            """INTO rows (id, source_key, label, sha256, image_sha256, pdq, quality, salt, commitment, segment, place,
+               added)""",
+            [
                 (row, key, label, digest, seen.image_sha256, seen.pdq, seen.quality, salt, bound, segment, place, added)
                 for place, (row, bound, salt, key, label, digest, seen) in enumerate(
                     zip(rows.ids, commitments, *columns, strict=True)
                 )
-            ),
+            ],
         )
         self._db.executemany(
             "INSERT INTO thumbnails VALUES (?, ?)",
@@ -97,6 +98,14 @@ class Change:
                 if pair[1] is not None
             ),
         )
+
+    def _insert(self, into: str, rows: Sequence[tuple[Any, ...]], otherwise: str = "") -> None:
+        """Insert rows of values, a hundred by each statement: that takes a fifth less time than one by one."""
+        for start in range(0, len(rows), _AT_ONCE):
+            some = rows[start : start + _AT_ONCE]
+            marks = f"({', '.join('?' * len(some[0]))})"
+            values = [value for row in some for value in row]
+            self._db.execute(f"INSERT {into} VALUES {', '.join([marks] * len(some))} {otherwise}", values)
 
     def reckon(self, ids: Iterable[int]) -> None:
         """Bring rows in line with the claims on them: in force while one is live, stored while one is open."""
@@ -263,10 +272,10 @@ class Change:
 
     def link(self, claim: int, ids: Sequence[int]) -> None:
         """Have a claim name rows."""
-        self._db.executemany(
-            """INSERT INTO claim_rows (row, claim, opened) VALUES (?, ?, ?)
-               ON CONFLICT (row, claim) DO UPDATE SET opened = excluded.opened, closed = NULL""",
+        self._insert(
+            "INTO claim_rows (row, claim, opened)",
             [(i, claim, self.version) for i in ids],
+            "ON CONFLICT (row, claim) DO UPDATE SET opened = excluded.opened, closed = NULL",
         )
         self._note("linked", ids)
 

@@ -11,6 +11,7 @@ import pytest
 
 from negindex import Collection
 from negindex.errors import Locked
+from negindex.segment import _same_bytes
 from negindex.testing import FailingDisk, ShortDisk, points
 
 SHAPE = (8,)
@@ -64,6 +65,17 @@ def test_a_failure_at_a_later_file_of_one_add_changes_nothing(three, monkeypatch
     with nothing_changed(col), pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         col.add(rows(3, seed=1), ["d", "e", "f"])
     assert col.add(rows(3, seed=1), ["d", "e", "f"]) == 2
+
+
+def test_no_byte_is_left_out_of_the_comparison():
+    for count in range(20):  # eight are compared as one number, and the last few by themselves
+        given = np.arange(count, dtype=np.uint8)
+        assert _same_bytes(given.copy(), given)
+        assert not _same_bytes(np.arange(count + 1, dtype=np.uint8), given)
+        for place in range(count):
+            kept = given.copy()
+            kept[place] ^= 1
+            assert not _same_bytes(kept, given)
 
 
 def test_bytes_that_the_disk_did_not_keep_are_noticed_before_the_commit(three):
