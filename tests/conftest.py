@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from mixtures import learn_from_few
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from small_sets import SHAPE, rows
@@ -34,8 +35,7 @@ def photos():
 @pytest.fixture
 def few_probes(monkeypatch):
     """Learn from fewer queries what closed forms are worth, and leave torch's threads as they were."""
-    monkeypatch.setattr("negindex.trust.LEVELS", (0.5, 20.0))
-    monkeypatch.setattr("negindex.trust._HELD_OUT", 24)
+    learn_from_few(monkeypatch, (0.5, 20.0))
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

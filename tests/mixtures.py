@@ -14,6 +14,13 @@ from negindex.head import Effort
 from negindex.projection import Space, principal_directions
 from negindex.trust import Trust
 
+
+def learn_from_few(patch, levels):
+    """Trust from a few probes at a few levels, where it is not what is tested."""
+    patch.setattr("negindex.trust.LEVELS", levels)
+    patch.setattr("negindex.trust._HELD_OUT", 24)
+
+
 SHAPE, D = (1, 8, 8), 64
 LEVELS = (0.2, 1.0, 3.0, 10.0, 30.0)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from mixtures import SHAPE, fresh, kernel, noised, off, rms, rows
+from mixtures import SHAPE, fresh, kernel, learn_from_few, noised, off, rms, rows
 from PIL import Image
 from safetensors.torch import load_file
 from test_crash import acknowledged, run
@@ -35,8 +35,7 @@ def as_if_large(patch):
     """An index for however few rows, and the trust in it learned from a few probes at a few levels."""
     patch.setattr("negindex.index.SCAN_ELEMENTS", 0)
     patch.setattr("negindex.mixture.usual_efforts", lambda rows: EFFORTS)
-    patch.setattr("negindex.trust.LEVELS", LEVELS)
-    patch.setattr("negindex.trust._HELD_OUT", 24)
+    learn_from_few(patch, LEVELS)
 
 
 @pytest.fixture(autouse=True)

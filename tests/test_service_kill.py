@@ -21,7 +21,7 @@ from negindex.service.state import Handed
 
 LEVEL = NoiseLevel(0.7, 0.7)
 X = torch.ones(2, *SHAPE)
-WORKERS, SAMPLERS, KILLS = 2, 4, 1
+WORKERS, SAMPLERS, KILLS = 3, 6, 2
 
 
 @pytest.fixture
