@@ -8,7 +8,7 @@
 PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 READY := .venv/.ready
-DEBIAN_PACKAGES := dataset-fashion-mnist chromium postgresql
+DEBIAN_PACKAGES := dataset-fashion-mnist chromium postgresql iproute2
 MILVUS := milvus==2.3.5 'setuptools<81'  # a server, in an environment of its own: it needs older packages than ours
 SERVICE_PACKAGES := s3fs==2026.9.0 "moto[server]==5.2.5"
 WHEEL := $(CURDIR)/build/installed
@@ -54,7 +54,7 @@ test-services: setup
 	test -x build/milvus/bin/milvus-server || { $(BIN)/python -m venv build/milvus && \
 	  build/milvus/bin/pip install --quiet --disable-pip-version-check $(MILVUS); }
 	$(BIN)/pip install --quiet --disable-pip-version-check $(SERVICE_PACKAGES)
-	$(BIN)/pytest -m services tests
+	tests/confined.sh $(BIN)/pytest -m services tests
 
 check-long: setup
 	$(BIN)/pytest -m long tests
