@@ -14,7 +14,7 @@ from torch import Tensor
 from negindex.disk import Disk
 from negindex.errors import Damaged, NotThere, OutOfRange, ShapeMismatch, SpaceMismatch
 from negindex.exact import BLOCK_ELEMENTS, Scan
-from negindex.held_out import HeldOut, Predicted
+from negindex.held_out import HEAD, HeldOut, Predicted
 from negindex.kernel import Kernel
 from negindex.negatives import row_elements
 from negindex.projection import generator, geometric, principal_directions
@@ -27,6 +27,7 @@ FORMAT = 1  # of the file
 TIE = 1.02  # a projection that errs at most so many times more than the best does as well
 _NUMBERS = ("rms", "rows", "reference_rows", "seed")  # of a calibration; the first is no whole number
 _SAMPLE = 20_000  # rows that the projection is learned from
+_TRIED = 1 << 15  # rows of each set that projections compete over
 _WHOLE = 1 << 25  # numbers up to which all dimensions are a candidate: a mixture keeps all that the kernel sees
 
 
@@ -137,10 +138,12 @@ def calibrate(
 
     ``queries`` held-out rows are noised and predicted from all other rows of their own set, near-duplicates of them
     left out. Negatives and reference count alike, whatever their sizes. The projection is one PCA prefix for all
-    levels: the smallest that errs at most 2 % more than the best at every level; where the sets are small, all
-    dimensions compete. Temperatures are powers of 2, at least 1.
-    Cost: a sample of 20,000 rows, one pass over all rows for 450 products each, some hundred over the products.
-    Memory: 3 KB a row of the larger set; before that 80 KB a dimension for the sample. The same under the same seed.
+    levels: the smallest that errs at most 2 % more than the best at every level, over at most 32,768 rows of each set;
+    where the sets are small, all dimensions compete. Temperatures, which depend on the number of rows, are of all rows:
+    powers of 2, at least 1.
+    Cost: samples of 20,000 and 32,768 rows, one pass over all rows for d + 192 products each, and some forty over the
+    products. Memory: 1.5 KB a row of the larger set; before that 80 KB a dimension for the sample. The same under the
+    same seed.
     Raises OutOfRange for fewer than 200 rows, for rows that are all alike and for numbers that make no sense.
     """
     sets = [negatives] if reference is None else [negatives, reference]
@@ -149,9 +152,13 @@ def calibrate(
     widths = sorted({width for width in dimensions if width < min(elements, fewest)})
     centre, directions = _principal(sets, max(widths, default=1), seed)
     share = max(1, queries // len(sets))
-    held = [HeldOut.of(one, centre, directions, share, seed + i) for i, one in enumerate(sets)]
+    held = [HeldOut.of(one, centre, directions, share, seed + i, _few(one, seed)) for i, one in enumerate(sets)]
     whole: list[int | None] = [None] if not widths or most * elements <= _WHOLE else []
     width, fits = _best({width: _sweep(held, sorted(levels), width) for width in (*widths, *whole)})
+    if most > _TRIED:
+        leading = directions[: max(width or 0, HEAD)]
+        held = [HeldOut.of(one, centre, leading, share, seed + i) for i, one in enumerate(sets)]
+        fits = _sweep(held, sorted(levels), width)
     kernel = Kernel([(fit.s, fit.tau) for fit in fits], None if width is None else directions[:width])
     told = tuple(_level(held, fit) for fit in fits)
     return Calibration(kernel, told, held[0].rms, len(negatives), 0 if reference is None else len(reference), seed)
@@ -190,6 +197,13 @@ def _principal(sets: Sequence[Scan], width: int, seed: int) -> tuple[Tensor, Ten
             start += len(some)
     mean = shares @ sample
     return mean, principal_directions(sample.sub_(mean), shares, width, seed)
+
+
+def _few(rows: Scan, seed: int) -> Tensor | None:
+    """Places of the rows that projections compete over, ascending; None for all."""
+    if len(rows) <= _TRIED:
+        return None
+    return torch.randperm(len(rows), generator=generator(seed))[:_TRIED].sort().values
 
 
 def _sweep(held: Sequence[HeldOut], levels: Sequence[float], width: int | None) -> list[_Fit]:

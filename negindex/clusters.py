@@ -80,22 +80,23 @@ class Clusters:
         offsets = _offsets(cluster.bincount(minlength=count))
         reduced, sketch = reduced[order], sketch[order]
         whole = Whole.nothing(count, len(space.centre))
-        ids, squares, start = [torch.empty(0, dtype=torch.int64)], [torch.empty(0, dtype=torch.float64)], 0
-        for block in source.blocks(_at_once(source)):
-            squares.append(_add(whole, block, cluster[start : start + len(block.ids)], space, 1))
-            ids.append(block.ids.cpu())
-            start += len(block.ids)
+        ids, squares = torch.empty(len(source), dtype=torch.int64), torch.empty(len(source), dtype=torch.float64)
+        start = 0
+        for block in source.blocks(_at_once(source)):  # nothing small is kept of a block: it would break up the heap
+            here = slice(start, start := start + len(block.ids))
+            squares[here] = _add(whole, block, cluster[here], space, 1)
+            ids[here] = block.ids.cpu()
         gaussians = Gaussians.fit(_slices(offsets, reduced, sketch))
         outside = _outside(whole.sums, gaussians.counts, space)
         leading = _leading(outside, gaussians.counts, space)
         lengths = torch.einsum("nd,nd->n", reduced, reduced)
         return cls(
             space=space,
-            ids=torch.cat(ids)[order],
+            ids=ids[order],
             places=order,
             reduced=reduced,
             lengths=lengths,
-            beyond=(torch.cat(squares)[order] - space.seen_length(reduced)).clamp_min(0).float(),
+            beyond=(squares[order] - space.seen_length(reduced)).clamp_min(0).float(),
             sketch=sketch,
             offsets=offsets,
             gaussians=gaussians,

@@ -17,9 +17,9 @@ from negindex.negatives import row_elements
 from negindex.projection import Space, generator
 
 NEAR_DUPLICATE = 0.15  # of the rms radius, as for the copy gate: such rows are left out with the row they copy
-_HEAD = 64  # leading directions that an error is summed over exactly; the rest of it is read off a sketch
+HEAD = 64  # leading directions that an error is summed over exactly; the rest of it is read off a sketch
 _ALIKE = 1e-6  # rows that scatter less, relative to their mean, are one row to float32
-_CHUNK = 1 << 22  # weights at a time
+_CHUNK = 1 << 25  # weights at a time
 
 
 class Predicted(NamedTuple):
@@ -50,39 +50,45 @@ class HeldOut:
     rms: float
 
     @classmethod
-    def of(cls, rows: Scan, centre: Tensor, directions: Tensor, queries: int, seed: int) -> HeldOut:
-        """Hold out ``queries`` rows; directions (d, D) orthonormal, leading ones first.
+    def of(
+        cls, rows: Scan, centre: Tensor, directions: Tensor, queries: int, seed: int, among: Tensor | None = None
+    ) -> HeldOut:
+        """Hold out ``queries`` rows; directions (d, D) orthonormal, leading ones first. among: places of the only rows
+        that count.
 
         Cost: one pass over the rows for d + 64 + 2 Q products each. Memory: 4 (d + 128) + 9 Q bytes a row.
         Raises OutOfRange when every row is a near-duplicate of every other.
         """
-        random = generator(seed)
-        x = rows.take(torch.randperm(len(rows), generator=random)[:queries]).rows.to("cpu", torch.float32) - centre
+        random, count = generator(seed), len(rows) if among is None else len(among)
+        held = torch.randperm(count, generator=random)[:queries]
+        x = rows.take(held if among is None else among[held]).rows.to("cpu", torch.float32) - centre
         e = torch.randn(x.shape, generator=random)
-        sketcher = Space.of(Kernel(projection=directions[:_HEAD]), centre, seed).sketcher
-        inside, columns = directions.T.to(torch.float32), torch.cat([directions[:_HEAD].T.float(), sketcher], 1)
+        sketcher = Space.of(Kernel(projection=directions[:HEAD]), centre, seed).sketcher
+        inside = directions.T.to(torch.float32)
+        columns = torch.cat([inside, sketcher, x.T, e.T], 1)  # one product of matrices goes faster than four
+        parts = [inside.shape[1], sketcher.shape[1], len(x), len(x)]
         made = cls(
             x=x @ inside,
             e=e @ inside,
             whole=torch.stack([(a.double() * b).sum(1) for a, b in ((x, x), (x, e), (e, e))], 1),
-            wanted=x @ columns,
-            clean=torch.empty(len(x), len(rows)),
-            noise=torch.empty(len(x), len(rows)),
-            kept=torch.empty(len(x), len(rows), dtype=torch.bool),
-            reduced=torch.empty(len(rows), inside.shape[1]),
-            target=torch.empty(len(rows), columns.shape[1]),
-            norms=torch.empty(len(rows)),
+            wanted=torch.cat([(x @ inside)[:, :HEAD], x @ sketcher], 1),
+            clean=torch.empty(len(x), count),
+            noise=torch.empty(len(x), count),
+            kept=torch.empty(len(x), count, dtype=torch.bool),
+            reduced=torch.empty(count, parts[0]),
+            target=torch.empty(count, min(parts[0], HEAD) + parts[1]),
+            norms=torch.empty(count),
             rms=0.0,
         )
-        total, start = torch.zeros(len(centre), dtype=torch.float64), 0
-        for block in rows.blocks(max(1, BLOCK_ELEMENTS // row_elements(rows.shape))):
+        total, start, size = torch.zeros(len(centre), dtype=torch.float64), 0, _at_once(rows)
+        for block in rows.blocks(size) if among is None else map(rows.take, among.split(size)):
             here = slice(start, start := start + len(block.ids))
             apart = block.rows.to("cpu", torch.float32) - centre
-            made.reduced[here] = apart @ inside
-            made.target[here] = torch.cat([made.reduced[here, :_HEAD], apart @ sketcher], 1)
-            made.norms[here], total = apart.square().sum(1), total + apart.sum(0, dtype=torch.float64)
-            made.clean[:, here], made.noise[:, here] = x @ apart.T, e @ apart.T
-        spread = made.norms.double().mean() - (total / len(rows)).square().sum()
+            made.norms[here], total = torch.einsum("nd,nd->n", apart, apart), total + apart.sum(0)
+            made.reduced[here], sketch, clean, noise = (apart @ columns).split(parts, 1)
+            made.target[here] = torch.cat([made.reduced[here, :HEAD], sketch], 1)
+            made.clean[:, here], made.noise[:, here] = clean.T, noise.T
+        spread = made.norms.double().mean() - (total / count).square().sum()
         rms = float(spread.clamp_min(0).sqrt())
         return made._leaving_out(x.square().sum(1), rms if rms > _ALIKE * float(centre.norm()) else 0.0)
 
@@ -147,3 +153,8 @@ class HeldOut:
         for near, kept, wanted in zip(*parts, strict=True):
             log_weight = near / (-2 * variance) if variance < inf else torch.where(kept, 0.0, -inf)
             yield log_weight.softmax(1), wanted
+
+
+def _at_once(rows: Scan) -> int:
+    """How many full-size rows memory holds at a time."""
+    return max(1, BLOCK_ELEMENTS // row_elements(rows.shape))

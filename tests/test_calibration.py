@@ -8,6 +8,7 @@ import torch
 from mixtures import noised, off, rms
 from worlds import seeded
 
+import negindex.calibration
 import negindex.held_out
 from negindex import LITERAL, Exact, Kernel, Mixture, NoiseLevel
 from negindex.calibration import FEWEST_ROWS, calibrate
@@ -94,6 +95,17 @@ def test_fewer_rows_call_for_a_higher_temperature():
     pairs = [(one.tau, other.tau) for one, other in zip(few.levels, many.levels, strict=True)]
     assert all(one >= other for one, other in pairs)
     assert any(one > other for one, other in pairs)
+
+
+def test_in_a_large_set_projections_compete_over_some_rows_and_temperatures_are_of_all(monkeypatch):
+    given = Exact(population(3000))
+    monkeypatch.setattr(negindex.calibration, "_TRIED", 300)
+    large = calibrate(given, levels=LEVELS, dimensions=WIDTHS)
+    width = len(large.kernel.projection)
+    alone = calibrate(given, levels=LEVELS, dimensions=(width,))
+    assert (large.kernel, large.levels) == (alone.kernel, alone.levels)
+    few = calibrate(Exact(population(300)), levels=LEVELS, dimensions=(width,))
+    assert [one.tau for one in few.levels] != [one.tau for one in large.levels]
 
 
 def test_near_duplicates_do_not_shrink_the_temperature(monkeypatch):

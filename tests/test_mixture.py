@@ -2,6 +2,9 @@
 
 import functools
 import math
+import os
+import subprocess
+import sys
 from functools import reduce
 
 import pytest
@@ -17,6 +20,7 @@ from negindex.kmeans import assign, kmeans
 from negindex.projection import Space
 from negindex.testing import NegativesTests
 from negindex.testing.contract import kernels
+from negindex.tools.bench_times import resident
 from negindex.trust import FLOOR
 
 EFFORTS = (Effort(250, 16), Effort(500, 32), Effort(1000, 64))
@@ -83,6 +87,32 @@ def test_the_stated_error_is_at_least_the_true_one_and_not_much_more(monkeypatch
         assert wrong.mean() <= 0.05, s
         assert told.captured.min() < 1  # the law has no content where everything was read
     assert torch.cat(holds).double().mean() >= 0.95
+
+
+GATHER = """
+import sys, torch
+from negindex import Collection, Kernel
+from negindex.clusters import Clusters
+from negindex.projection import Space
+from negindex.tools.bench_times import resident
+rows = Collection.open(sys.argv[1]).snapshot()
+elements = 4 * 64 * 64
+space = Space.of(Kernel([(1.0, 2.0)], torch.eye(8, elements, dtype=torch.float64)), torch.zeros(elements))
+before = resident()
+Clusters.gather(rows, space, torch.zeros(len(rows), 8), torch.zeros(len(rows), 64), torch.arange(len(rows)) % 32, 32)
+print((resident() - before) / (8 * len(rows) * elements))
+"""
+
+
+@pytest.mark.skipif(not resident(), reason="the system does not say what memory a process holds")
+def test_gathering_many_large_rows_leaves_no_memory_taken(tmp_path):
+    """Blocks of rows come and go in the heap: were anything small of each kept, it would grow by their size."""
+    made = Collection.create(tmp_path / "set", (4, 64, 64), "pixels")
+    made.add(torch.randn(1024, 4, 64, 64, generator=seeded(6)).half().numpy(), [str(i) for i in range(1024)])
+    command = [sys.executable, "-c", GATHER, str(made.path)]
+    heap = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "OMP_NUM_THREADS": "1"}  # as it is after some work
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=heap)
+    assert float(said.stdout) < 0.5, said.stdout  # of the rows in float64
 
 
 def test_more_effort_errs_less():
