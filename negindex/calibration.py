@@ -138,12 +138,12 @@ def calibrate(
 
     ``queries`` held-out rows are noised and predicted from all other rows of their own set, near-duplicates of them
     left out. Negatives and reference count alike, whatever their sizes. The projection is one PCA prefix for all
-    levels: the smallest that errs at most 2 % more than the best at every level, over at most 32,768 rows of each set;
-    where the sets are small, all dimensions compete. Temperatures, which depend on the number of rows, are of all rows:
-    powers of 2, at least 1.
-    Cost: samples of 20,000 and 32,768 rows, one pass over all rows for d + 192 products each, and some forty over the
-    products. Memory: 1.5 KB a row of the larger set; before that 80 KB a dimension for the sample. The same under the
-    same seed.
+    levels: the smallest that errs at most 2 % more than the best at every level. Over 32,768 rows of a larger set all
+    compete, over all rows the one that won and the next larger one. Where the sets are small, all dimensions compete
+    too. Temperatures are powers of 2, at least 1.
+    Cost: samples of 20,000 and 32,768 rows, one pass over all rows for 2 d + 192 products each, and some hundred over
+    the products. Memory: 2 KB a row of the larger set; before that 80 KB a dimension for the sample. The same under
+    the same seed.
     Raises OutOfRange for fewer than 200 rows, for rows that are all alike and for numbers that make no sense.
     """
     sets = [negatives] if reference is None else [negatives, reference]
@@ -155,10 +155,11 @@ def calibrate(
     held = [HeldOut.of(one, centre, directions, share, seed + i, _few(one, seed)) for i, one in enumerate(sets)]
     whole: list[int | None] = [None] if not widths or most * elements <= _WHOLE else []
     width, fits = _best({width: _sweep(held, sorted(levels), width) for width in (*widths, *whole)})
-    if most > _TRIED:
-        leading = directions[: max(width or 0, HEAD)]
+    if most > _TRIED:  # more rows call for as many dimensions, or some more
+        left = whole if width is None else [one for one in widths if one >= width][:2]
+        leading = directions[: max(HEAD, *(one or 0 for one in left))]
         held = [HeldOut.of(one, centre, leading, share, seed + i) for i, one in enumerate(sets)]
-        fits = _sweep(held, sorted(levels), width)
+        width, fits = _best({one: _sweep(held, sorted(levels), one) for one in left})
     kernel = Kernel([(fit.s, fit.tau) for fit in fits], None if width is None else directions[:width])
     told = tuple(_level(held, fit) for fit in fits)
     return Calibration(kernel, told, held[0].rms, len(negatives), 0 if reference is None else len(reference), seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import copysign, inf, isfinite
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ _EXACT = 64  # clusters whose mean outside the kernel is read in full, at least
 _GATHERED = 4  # rows are gathered one by one where so many times as many lie in the stretches
 _CANCELS = 1e-4  # of the squared lengths: where h² is less, float32 cannot tell weights by expanded squares
 _FEW = 4  # rows whose squares would cancel are placed apart from the others while they are at most one in so many
+_BELIEVED = 1.0  # of a log mass: a closed form that is off by no more where it can be checked stands as it is
 _SUBTRACTED = 512  # of the rows weighed, so many heaviest count in float64: where few have all the weight, these do
 
 
@@ -122,16 +123,21 @@ class Stretches:
         return torch.from_numpy(total)
 
 
-def weigh(clusters: Clusters, query: Tensor, variance: Tensor, told: Told, effort: Effort, named: int) -> Head:
+def weigh(
+    clusters: Clusters, query: Tensor, variance: Tensor, told: Told, effort: Effort, named: int, lean: float = 0.0
+) -> Head:
     """Answer query (d,) float64 about the centre, variance () = h², given one sample's closed form of all clusters.
 
     Inside the kernel the rows of opened clusters count exactly. Outside it the heaviest are to be read, the others
-    of their cluster contribute the plain mean of those unread, and closed clusters their mean.
+    of their cluster contribute the plain mean of those unread, and closed clusters their mean. lean: the log of what
+    closed clusters are known to weigh over what their closed form says.
     Cost: ``effort.weighed`` distances, and as many products with d and with m numbers.
     """
-    opened = choose(told, clusters.counts, effort.weighed, named)
+    stake = stakes(told)
+    opened = choose(told, stake, clusters.counts, effort.weighed, named)
     seen = _weighed(clusters, query, variance, opened, max(effort.read, named))
-    log_closed = told.log_mass.index_fill(0, opened, NEG_INF)
+    lean -= _astray(told, stake, seen)
+    log_closed = (told.log_mass + lean).index_fill(0, opened, NEG_INF)
     log_tail, (weight, log_weighed) = log_closed.logsumexp(0), seen.weight()
     log_norm = torch.logaddexp(log_weighed, log_tail)
     weight *= (log_weighed - log_norm).exp() / weight.sum()
@@ -142,7 +148,7 @@ def weigh(clusters: Clusters, query: Tensor, variance: Tensor, told: Told, effor
     least = _WORTH / effort.read if effort.read < len(weight) else 0.0
     read = read[weight[read] > max(least, _NEGLIGIBLE)]
     reading = _reading(clusters, seen, weight, read, closed, max(_EXACT, effort.read // 4))
-    most = (told.log_most - log_norm).clamp_max(0).exp().index_fill(0, opened, 0.0)
+    most = (told.log_most + lean - log_norm).clamp_max(0).exp().index_fill(0, opened, 0.0)
     far = _squared_from(told.mean, inside) + (clusters.gaussians.mark - reading.mark).square().sum(1)
     return Head(
         log_read=seen.log_weight[read].logsumexp(0),
@@ -157,19 +163,37 @@ def weigh(clusters: Clusters, query: Tensor, variance: Tensor, told: Told, effor
     )
 
 
-def choose(told: Told, counts: Tensor, weighed: int, named: int) -> Tensor:
+def stakes(told: Told) -> Tensor:
+    """(K,) float64, the log of each cluster's part of the posterior's second moment, as the closed form has it."""
+    far = _squared_from(told.mean, told.log_mass.softmax(0).float() @ told.mean) + told.spread
+    return told.log_mass + far.log()
+
+
+def choose(told: Told, stake: Tensor, counts: Tensor, weighed: int, named: int) -> Tensor:
     """Clusters to open, ascending: by what is at stake and by distance in turn, while their rows fit.
 
-    At stake is a cluster's part of the posterior's second moment, as the closed form has it. Where the kernel is so
-    narrow that normal clusters misjudge their mass, the distance finds the right ones. At least ``named`` rows.
+    Where the kernel is so narrow that normal clusters misjudge their mass, the distance finds the right ones. At least
+    ``named`` rows.
     """
-    far = _squared_from(told.mean, told.log_mass.softmax(0).float() @ told.mean) + told.spread
-    by_stake = (told.log_mass + far.log()).argsort(descending=True, stable=True).argsort()
+    by_stake = stake.argsort(descending=True, stable=True).argsort()
     by_distance = told.distance.argsort(stable=True).argsort()
     turn = torch.minimum(2 * by_stake, 2 * by_distance + 1).argsort()
     rows = counts[turn].cumsum(0)
     fits = (rows <= weighed) | (rows - counts[turn] < named)
     return turn[fits].sort().values
+
+
+def _astray(told: Told, stake: Tensor, seen: Opened) -> float:
+    """By how much more than _BELIEVED the log of the closed form's mass is off where it can be checked.
+
+    That is in the half of the opened clusters that is least at stake. A sample far outside the rows sees but the tails
+    of clusters, which no normal distribution gets right: there the closed form may be wrong by any factor.
+    """
+    least = stake[seen.clusters].argsort(stable=True)[: len(seen.clusters) // 2]
+    checked = torch.zeros(len(seen.clusters), dtype=torch.bool).index_fill(0, least, True)
+    weighed = seen.log_weight[checked[seen.owner]].logsumexp(0)
+    off = float(told.log_mass[seen.clusters[least]].logsumexp(0) - weighed)
+    return copysign(max(0.0, abs(off) - _BELIEVED), off) if isfinite(off) else 0.0
 
 
 def _squared_from(points: Tensor, one: Tensor) -> Tensor:

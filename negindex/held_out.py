@@ -80,11 +80,12 @@ class HeldOut:
             norms=torch.empty(count),
             rms=0.0,
         )
-        total, start, size = torch.zeros(len(centre), dtype=torch.float64), 0, _at_once(rows)
-        for block in rows.blocks(size) if among is None else map(rows.take, among.split(size)):
+        total, start = torch.zeros(len(centre), dtype=torch.float64), 0
+        room = torch.empty(max(1, 2 * BLOCK_ELEMENTS // row_elements(rows.shape)), len(centre))  # taken again and again
+        for block in rows.blocks(len(room)) if among is None else map(rows.take, among.split(len(room))):
             here = slice(start, start := start + len(block.ids))
-            apart = block.rows.to("cpu", torch.float32) - centre
-            made.norms[here], total = torch.einsum("nd,nd->n", apart, apart), total + apart.sum(0)
+            apart = room[: len(block.ids)].copy_(block.rows).sub_(centre)
+            made.norms[here], total = apart.norm(dim=1).square_(), total.add_(apart.sum(0))
             made.reduced[here], sketch, clean, noise = (apart @ columns).split(parts, 1)
             made.target[here] = torch.cat([made.reduced[here, :HEAD], sketch], 1)
             made.clean[:, here], made.noise[:, here] = clean.T, noise.T
@@ -153,8 +154,3 @@ class HeldOut:
         for near, kept, wanted in zip(*parts, strict=True):
             log_weight = near / (-2 * variance) if variance < inf else torch.where(kept, 0.0, -inf)
             yield log_weight.softmax(1), wanted
-
-
-def _at_once(rows: Scan) -> int:
-    """How many full-size rows memory holds at a time."""
-    return max(1, BLOCK_ELEMENTS // row_elements(rows.shape))

@@ -30,7 +30,7 @@ from negindex.spheres import Spheres
 from negindex.tensors import read_tensors, write_tensors
 from negindex.trust import Trust
 
-FORMAT = 2
+FORMAT = 3
 _GAUSSIANS = {"counts": ("I64", 1), "mean": ("F32", 2), "axes": ("F32", 3), "variance": ("F64", 2), "rest": ("F64", 1)}
 _GAUSSIANS |= {"shares": ("F64", 2), "mark": ("F64", 2), "scatter": ("F64", 1)}
 _ROWS = {"ids": ("I64", 1), "reduced": ("F32", 2), "lengths": ("F32", 1), "beyond": ("F32", 1), "sketch": ("F32", 2)}
@@ -38,7 +38,7 @@ _ROWS |= {"offsets": ("I64", 1)}
 _WHOLE = {"sums": ("F64", 2), "squares": ("F64", 1)}
 _OUTSIDE = {"outside": ("F32", 2), "leading": ("F32", 2), "along": ("F32", 2)}
 _SPACE = {"centre": ("F32", 1), "lift": ("F32", 2), "columns": ("F32", 2)}
-_TRUST = {"factors": ("F64", 2), "powers": ("F64", 2)}
+_TRUST = {"factors": ("F64", 2), "leans": ("F64", 2)}
 _ARRAYS = _GAUSSIANS | _ROWS | _WHOLE | _OUTSIDE | _SPACE | _TRUST
 
 
@@ -92,7 +92,7 @@ class Index:
             whole=Whole(arrays["sums"], arrays["squares"]),
             **{name: arrays[name] for name in (*_ROWS, *_OUTSIDE)},
         )
-        trust = Trust(tuple(said["levels"]), arrays["factors"], arrays["powers"])
+        trust = Trust(tuple(said["levels"]), arrays["factors"], arrays["leans"])
         return cls(clusters, trust, tuple(Effort(*effort) for effort in said["efforts"]), path.name)
 
     @property

@@ -253,7 +253,8 @@ class Mixture(Negatives):
         """Of the efforts, the cheapest that reaches the error asked for, or the last; and its stated error."""
         for number in self.tried(query):
             effort = self.efforts[number]._replace(read=query.k or self.efforts[number].read)
-            head = weigh(self.clusters, point, variance, told, effort, query.named)
+            lean = self.trust.lean(s, number)
+            head = weigh(self.clusters, point, variance, told, effort, query.named, lean)
             error = self.trust.error(head, s, number, self.clusters.rms)
             if query.error is not None and error <= query.error:
                 break

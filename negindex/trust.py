@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import hypot, log
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,24 +22,26 @@ LEVELS = tuple(geometric(0.2, 80.0, 11))
 SURE = 1.25  # a length read off 64 numbers of a sketch is at most this much too short, in 97 of 100
 FLOOR = 1e-4  # of the rms radius: a tail is never taken to matter less
 ROUNDING = 3e-6  # of the rms radius: memory holds float32
-NOUGHT = 1e-3  # of the rms radius: an error that matters to nobody
-_POWERS = torch.tensor([1.0, 1.5, 2.0], dtype=torch.float64)
+CARE = 1.3  # samples differ from the probes: so many times what these call for is stated
 _HELD_OUT = 64  # rows
+_TAUGHT = 3  # of so many probes one teaches how the closed form leans
+_LEAST = 1e-3  # share of the weight in closed clusters from which on there is something to learn
+_MOST = 1.0  # of a log: a closed form leans by no more
 _AT_ONCE = 16  # queries
 _CHUNK = 1 << 24  # distances at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Trust:
-    """Stated error: SURE |lacking| and factor (tail + FLOOR)^power at right angles, all relative to the rms radius.
+    """How closed forms lean, and the stated error: SURE |lacking| and factor (tail + FLOOR) at right angles.
 
-    Per level and effort, the power under which the law says least too much, and a factor that 99 % of the
-    probes keep to.
+    Per level and effort: the log of what closed clusters weigh over what their closed form says, in the median
+    probe, and CARE times a factor that 99 % of the probes keep to. Lengths are relative to the rms radius.
     """
 
     levels: tuple[float, ...]  # (L,), ascending
     factors: Tensor  # (L, efforts) float64
-    powers: Tensor  # (L, efforts) float64
+    leans: Tensor  # (L, efforts) float64
 
     @classmethod
     def learn(cls, clusters: Clusters, source: Scan, efforts: Sequence[Effort], seed: int = 0) -> Trust:
@@ -47,17 +50,23 @@ class Trust:
         Cost: 96 L scans of the rows in memory.
         """
         levels = tuple(sorted({*LEVELS, *(s for s, _ in clusters.space.kernel.temperatures)}))
-        factors, powers = (torch.zeros(len(levels), len(efforts), dtype=torch.float64) for _ in range(2))
+        factors, leans = (torch.zeros(len(levels), len(efforts), dtype=torch.float64) for _ in range(2))
         partial = [i for i, effort in enumerate(efforts) if effort.weighed < len(clusters)]  # the others leave no tail
         if not partial:
-            return cls(levels, factors, powers)
+            return cls(levels, factors, leans)
         rows = torch.randperm(len(clusters), generator=generator(seed))[: min(_HELD_OUT, len(clusters) // 4)]
         held = torch.zeros(len(clusters), dtype=torch.bool).index_fill(0, rows, True)
         clean, rest = clusters.reduced[rows].double(), clusters.without(held, source)
         for row, s in enumerate(levels):
-            wrong, tail = _tried(rest, noised(rest, clean, s, seed + row), s, [efforts[i] for i in partial])
-            factors[row, partial], powers[row, partial] = _law(wrong, tail)
-        return cls(levels, factors, powers)
+            asked = _Asked.of(rest, noised(rest, clean, s, seed + row), s)
+            for i in partial:
+                lean = leans[row, i] = asked.some(_TAUGHT).lean(efforts[i])
+                factors[row, i] = asked.factor(efforts[i], float(lean))
+        return cls(levels, factors, leans)
+
+    def lean(self, s: float, effort: int) -> float:
+        """What to add to the log mass of closed clusters at noise level s."""
+        return self._at(s, self.leans[:, effort])
 
     def error(self, head: Head, s: float, effort: int, rms: float) -> float:
         """The stated error of an answer at noise level s, relative to the rms radius."""
@@ -65,40 +74,78 @@ class Trust:
         unread = SURE * float(head.reading.lacking.norm()) / radius + ROUNDING
         if head.log_tail == NEG_INF:
             return unread
-        tail = self.factors[:, effort] * (head.tail / radius + FLOOR) ** self.powers[:, effort]
-        return hypot(unread, float(np.interp(log(s), np.log(self.levels), tail.numpy())))
+        return hypot(unread, self._at(s, self.factors[:, effort]) * (float(head.tail) / radius + FLOOR))
+
+    def _at(self, s: float, values: Tensor) -> float:
+        return float(np.interp(log(s), np.log(self.levels), values.numpy()))
 
 
-def _law(wrong: Tensor, tail: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors and powers (efforts,) from true errors and tails (B, efforts), both relative to the rms radius."""
-    ratio = wrong / (tail + FLOOR) ** _POWERS[:, None, None]  # (powers, B, efforts)
-    factor = ratio.quantile(0.99, dim=1)  # (powers, efforts)
-    stated = factor[:, None] * (tail + FLOOR) ** _POWERS[:, None, None]
-    excess = (stated / wrong.clamp_min(NOUGHT)).median(1).values
-    best = excess.argmin(0, keepdim=True)
-    return factor.gather(0, best)[0], _POWERS[best[0]]
+class _Asked(NamedTuple):
+    """Probes at one level, and what all rows say of them."""
+
+    clusters: Clusters
+    query: Tensor  # (B, d) float64
+    variance: Tensor  # () float64
+    mean: Tensor  # (B, d + m) float64, with its sketch
+    log_norm: Tensor  # (B,) float64
+
+    @classmethod
+    def of(cls, clusters: Clusters, query: Tensor, s: float) -> _Asked:
+        variance = clusters.space.kernel.variance(NoiseLevel(1.0, s)).reshape(())
+        parts = [exact(clusters, some, variance.expand(len(some))) for some in query.split(_AT_ONCE)]
+        mean, log_norm = (torch.cat(part) for part in zip(*parts, strict=True))
+        return cls(clusters, query, variance, mean, log_norm)
+
+    def some(self, step: int) -> _Asked:
+        """One in so many of the probes."""
+        return self._replace(query=self.query[::step], mean=self.mean[::step], log_norm=self.log_norm[::step])
+
+    def heads(self, effort: Effort, lean: float) -> Iterator[Head]:
+        """What is answered."""
+        for points in self.query.split(_AT_ONCE):
+            told = self.clusters.gaussians.seen_from(points, self.variance.expand(len(points)))
+            for q, point in enumerate(points):
+                yield weigh(self.clusters, point, self.variance, told.about(q), effort, 1, lean)
+
+    def lean(self, effort: Effort) -> float:
+        """The log of what closed clusters weigh over what is said of them: its median, probes counted by that share."""
+        ratios, shares = [], []
+        for head, log_norm in zip(self.heads(effort, 0.0), self.log_norm, strict=True):
+            seen = torch.logaddexp(head.log_read, head.log_unread) - log_norm
+            weighs, said = 1.0 - float(seen.exp()), float((head.log_tail - log_norm).exp())
+            if min(weighs, said) > _LEAST:
+                ratios.append(log(weighs / said))
+                shares.append(min(weighs, said))
+        if not ratios:
+            return 0.0
+        order = np.argsort(ratios)
+        middle = int(np.searchsorted(np.cumsum(np.array(shares)[order]), sum(shares) / 2))
+        return float(np.clip(ratios[order[min(middle, len(order) - 1)]], -_MOST, _MOST))
+
+    def factor(self, effort: Effort, lean: float) -> float:
+        """What 99 of 100 true errors keep to, over the tails."""
+        tried = [
+            (_wrong(head, mean), float(head.tail))
+            for head, mean in zip(self.heads(effort, lean), self.mean, strict=True)
+        ]
+        wrong, tail = torch.tensor(tried, dtype=torch.float64).div_(max(self.clusters.rms, 1e-300)).unbind(1)
+        return CARE * float((wrong / (tail + FLOOR)).quantile(0.99))
 
 
 def noised(clusters: Clusters, clean: Tensor, s: float, seed: int) -> Tensor:
-    """Rows (n, d), midpoints of two and rows at twice their distance, all noised: (1.5 n, d) float64."""
-    quarter = len(clean) // 4
-    middle, far = 0.5 * (clean[:quarter] + clean[quarter : 2 * quarter]), 2 * clean[-quarter:]
-    clean = torch.cat([clean, middle, far])
-    noise = torch.randn(len(clean), len(clusters.space.centre), generator=generator(seed), dtype=torch.float64)
-    return clean + s * clusters.space.kernel.reduce(noise)
+    """Probes made of rows (n, d), noised: (1.5 n, d) float64.
 
-
-def _tried(clusters: Clusters, query: Tensor, s: float, efforts: Sequence[Effort]) -> tuple[Tensor, Tensor]:
-    """True errors of the closed form, and the heads' tails, (B, efforts) each and relative to the rms radius."""
-    variance, tried = clusters.space.kernel.variance(NoiseLevel(1.0, s)).expand(_AT_ONCE), []
-    for points in query.split(_AT_ONCE):
-        h2 = variance[: len(points)]
-        told = clusters.gaussians.seen_from(points, h2)
-        for q, mean in enumerate(exact(clusters, points, h2)):
-            heads = [weigh(clusters, points[q], h2[q], told.about(q), effort, 1) for effort in efforts]
-            tried.append([(_wrong(head, mean), float(head.tail)) for head in heads])
-    wrong, tail = (torch.tensor(tried, dtype=torch.float64) / max(clusters.rms, 1e-300)).unbind(2)
-    return wrong, tail
+    Of every twelve, four near a row; four that have each number from one of two rows, so that they lie where a row
+    might and none does; two midpoints of two rows, a mean of four, and a row at twice its distance.
+    """
+    random, half, other = generator(seed), len(clean) // 2, clean.roll(1, 0)
+    mixed = torch.where(torch.rand(clean.shape, generator=random) < 0.5, clean, other)
+    two = 0.5 * (clean + other)
+    four = 0.5 * (two + two.roll(2, 0))
+    parts = [clean[:half], mixed[half:], two[: half // 2], four[half : half + half // 4], 2 * clean[: half // 4]]
+    probes = torch.cat(parts)
+    noise = torch.randn(len(probes), len(clusters.space.centre), generator=random, dtype=torch.float64)
+    return probes + s * clusters.space.kernel.reduce(noise)
 
 
 def _wrong(head: Head, mean: Tensor) -> float:
@@ -107,8 +154,8 @@ def _wrong(head: Head, mean: Tensor) -> float:
     return hypot(float(inside.norm()), SURE * float((mark + head.reading.lacking).norm()))
 
 
-def exact(clusters: Clusters, query: Tensor, variance: Tensor) -> Tensor:
-    """The mean and its sketch (B, d + m) float64 with every row weighed from memory."""
+def exact(clusters: Clusters, query: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean and its sketch (B, d + m), and the log of the weight (B,), every row weighed from memory; float64."""
     chunks = list(_log_weights(clusters, query, variance))
     log_norm = torch.cat([chunk.logsumexp(1, keepdim=True) for chunk in chunks], 1).logsumexp(1, keepdim=True)
     total = torch.zeros(len(query), clusters.space.width + clusters.space.marks, dtype=torch.float64)
@@ -117,7 +164,7 @@ def exact(clusters: Clusters, query: Tensor, variance: Tensor) -> Tensor:
         here = slice(start, start := start + chunk.shape[1])
         weight = (chunk - log_norm).float().exp()
         total += torch.cat([weight @ clusters.reduced[here], weight @ clusters.sketch[here]], 1)
-    return total
+    return total, log_norm[:, 0]
 
 
 def _log_weights(clusters: Clusters, query: Tensor, variance: Tensor) -> Iterator[Tensor]:

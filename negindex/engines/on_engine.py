@@ -13,7 +13,7 @@ from torch import Tensor
 from negindex import spheres
 from negindex.clusters import Clusters
 from negindex.engines.table import InEngine, Table
-from negindex.head import choose
+from negindex.head import choose, stakes
 from negindex.mixture import Mixture
 from negindex.near import Near
 from negindex.negatives import Query, Reach
@@ -84,7 +84,10 @@ class OnEngine(Mixture):
         clusters, most = self.clusters, self.efforts[number].weighed
         points, variance = clusters.space.place(query.y), query.kernel.variance(query.level)
         told = clusters.gaussians.seen_from(points, variance)
-        each = [choose(told.about(b), clusters.counts, most, query.named) for b in range(len(points))]
+        each = [
+            choose(one, stakes(one), clusters.counts, most, query.named)
+            for one in (told.about(b) for b in range(len(points)))
+        ]
         chosen: Tensor = torch.cat(each).unique()
         return chosen[clusters.counts[chosen] > 0]
 
