@@ -142,14 +142,14 @@ def weigh(
     log_norm = torch.logaddexp(log_weighed, log_tail)
     weight *= (log_weighed - log_norm).exp() / weight.sum()
     closed = (log_closed - log_norm).exp()
-    inside = seen.stretches.weighted(clusters.reduced, weight) + closed.float() @ told.mean
+    inside = seen.stretches.weighted(clusters.reduced, weight) + told.mean(closed)
 
     read = seen.heaviest[: effort.read]
     least = _WORTH / effort.read if effort.read < len(weight) else 0.0
     read = read[weight[read] > max(least, _NEGLIGIBLE)]
     reading = _reading(clusters, seen, weight, read, closed, max(_EXACT, effort.read // 4))
     most = (told.log_most + lean - log_norm).clamp_max(0).exp().index_fill(0, opened, 0.0)
-    far = _squared_from(told.mean, inside) + (clusters.gaussians.mark - reading.mark).square().sum(1)
+    far = told.squared_from(inside) + (clusters.gaussians.mark - reading.mark).square().sum(1)
     return Head(
         log_read=seen.log_weight[read].logsumexp(0),
         log_unread=log_norm + weight.index_fill(0, read, 0.0).sum().log(),
@@ -165,7 +165,7 @@ def weigh(
 
 def stakes(told: Told) -> Tensor:
     """(K,) float64, the log of each cluster's part of the posterior's second moment, as the closed form has it."""
-    far = _squared_from(told.mean, told.log_mass.softmax(0).float() @ told.mean) + told.spread
+    far = told.squared_from(told.log_mass.softmax(0).float() @ told.plain) + told.spread
     return told.log_mass + far.log()
 
 
@@ -194,12 +194,6 @@ def _astray(told: Told, stake: Tensor, seen: Opened) -> float:
     weighed = seen.log_weight[checked[seen.owner]].logsumexp(0)
     off = float(told.log_mass[seen.clusters[least]].logsumexp(0) - weighed)
     return copysign(max(0.0, abs(off) - _BELIEVED), off) if isfinite(off) else 0.0
-
-
-def _squared_from(points: Tensor, one: Tensor) -> Tensor:
-    """(n,) float64: how far points (n, d) float32 are from one (d,), squared."""
-    away = points - one.float()
-    return torch.einsum("nd,nd->n", away, away).double()
 
 
 def _weighed(clusters: Clusters, query: Tensor, variance: Tensor, opened: Tensor, heaviest: int) -> Opened:

@@ -31,8 +31,9 @@ from negindex.tensors import read_tensors, write_tensors
 from negindex.trust import Trust
 
 FORMAT = 3
-_GAUSSIANS = {"counts": ("I64", 1), "mean": ("F32", 2), "axes": ("F32", 3), "variance": ("F64", 2), "rest": ("F64", 1)}
-_GAUSSIANS |= {"shares": ("F64", 2), "mark": ("F64", 2), "scatter": ("F64", 1)}
+_GAUSSIANS = {"counts": ("I64", 1), "mean": ("F32", 2), "axes": ("F32", 3), "middle": ("F32", 2)}
+_GAUSSIANS |= {"variance": ("F64", 2), "rest": ("F64", 1), "shares": ("F64", 2), "mark": ("F64", 2)}
+_GAUSSIANS |= {"scatter": ("F64", 1)}
 _ROWS = {"ids": ("I64", 1), "reduced": ("F32", 2), "lengths": ("F32", 1), "beyond": ("F32", 1), "sketch": ("F32", 2)}
 _ROWS |= {"offsets": ("I64", 1)}
 _WHOLE = {"sums": ("F64", 2), "squares": ("F64", 1)}

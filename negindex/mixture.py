@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 def usual_efforts(rows: int) -> tuple[Effort, ...]:
     """What is looked at in a set of so many rows: a sixteenth of them, within bounds; less; and more."""
-    return efforts_about(min(1 << 16, max(1 << 14, rows // 16)))
+    return efforts_about(min(1 << 15, max(1 << 14, rows // 16)))
 
 
 def efforts_about(weighed: int) -> tuple[Effort, ...]:

@@ -199,16 +199,20 @@ class Snapshot(Scan):
         check_places(places, len(self))
         order = np.argsort(places.numpy(), kind="stable")  # each file is read once, and forwards
         asked, ids, rows = places.numpy()[order], np.empty(len(order), np.int64), None
-        start = 0
-        for segment, own in self._parts:
-            here = slice(*np.searchsorted(asked, (start, start + len(own))))
-            if here.start < here.stop:
-                some = own[asked[here] - start]
-                rows = np.empty((len(order), *self.shape), segment.rows.dtype) if rows is None else rows
-                ids[order[here]], rows[order[here]] = segment.ids[some], segment.take(some)
-            start += len(own)
+        bounds = np.searchsorted(asked, self._starts)
+        for number in np.flatnonzero(np.diff(bounds)).tolist():
+            segment, own = self._parts[number]
+            here = slice(*bounds[number : number + 2])
+            some = own[asked[here] - self._starts[number]]
+            rows = np.empty((len(order), *self.shape), segment.rows.dtype) if rows is None else rows
+            ids[order[here]], rows[order[here]] = segment.ids[some], segment.take(some)
         found = torch.empty(0, *self.shape) if rows is None else torch.from_numpy(rows)
         return Block(torch.from_numpy(ids), found.flatten(1))
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        """Where each part's rows begin among all of them, and where the last one's end."""
+        return np.cumsum([0, *(len(places) for _, places in self._parts)])
 
     def where(self, *, label: str) -> Snapshot:
         """The rows that were added under ``label``: a set of negatives of its own."""

@@ -22,7 +22,7 @@ LEVELS = tuple(geometric(0.2, 80.0, 11))
 SURE = 1.25  # a length read off 64 numbers of a sketch is at most this much too short, in 97 of 100
 FLOOR = 1e-4  # of the rms radius: a tail is never taken to matter less
 ROUNDING = 3e-6  # of the rms radius: memory holds float32
-CARE = 1.3  # samples differ from the probes: so many times what these call for is stated
+CARE = 2.0  # samples differ from the probes: so many times what these call for is stated
 _HELD_OUT = 64  # rows
 _TAUGHT = 3  # of so many probes one teaches how the closed form leans
 _LEAST = 1e-3  # share of the weight in closed clusters from which on there is something to learn
@@ -36,7 +36,7 @@ class Trust:
     """How closed forms lean, and the stated error: SURE |lacking| and factor (tail + FLOOR) at right angles.
 
     Per level and effort: the log of what closed clusters weigh over what their closed form says, in the median
-    probe, and CARE times a factor that 99 % of the probes keep to. Lengths are relative to the rms radius.
+    probe, and CARE times a factor that 95 % of the probes keep to. Lengths are relative to the rms radius.
     """
 
     levels: tuple[float, ...]  # (L,), ascending
@@ -61,7 +61,7 @@ class Trust:
             asked = _Asked.of(rest, noised(rest, clean, s, seed + row), s)
             for i in partial:
                 lean = leans[row, i] = asked.some(_TAUGHT).lean(efforts[i])
-                factors[row, i] = asked.factor(efforts[i], float(lean))
+                factors[row, i] = CARE * asked.beyond(efforts[i], float(lean)).quantile(0.95)
         return cls(levels, factors, leans)
 
     def lean(self, s: float, effort: int) -> float:
@@ -122,14 +122,14 @@ class _Asked(NamedTuple):
         middle = int(np.searchsorted(np.cumsum(np.array(shares)[order]), sum(shares) / 2))
         return float(np.clip(ratios[order[min(middle, len(order) - 1)]], -_MOST, _MOST))
 
-    def factor(self, effort: Effort, lean: float) -> float:
-        """What 99 of 100 true errors keep to, over the tails."""
+    def beyond(self, effort: Effort, lean: float) -> Tensor:
+        """True errors over the tails, (B,)."""
         tried = [
             (_wrong(head, mean), float(head.tail))
             for head, mean in zip(self.heads(effort, lean), self.mean, strict=True)
         ]
         wrong, tail = torch.tensor(tried, dtype=torch.float64).div_(max(self.clusters.rms, 1e-300)).unbind(1)
-        return CARE * float((wrong / (tail + FLOOR)).quantile(0.99))
+        return wrong / (tail + FLOOR)
 
 
 def noised(clusters: Clusters, clean: Tensor, s: float, seed: int) -> Tensor:

@@ -13,6 +13,7 @@ import negindex.mixture
 from negindex import LITERAL, Calibration, Collection, Exact, Kernel, Mixture, NoiseLevel, Partial
 from negindex.errors import KernelMismatch
 from negindex.head import Effort
+from negindex.index import FORMAT
 from negindex.unread import Unread, shares, stated
 
 COUNT, D, WIDTH, WHITE = 3000, 256, 12, 0.35
@@ -251,7 +252,7 @@ def test_a_calibrated_set_answers_the_literal_kernel_by_its_index_over_changes(c
 
 def test_an_index_of_other_bytes_or_of_an_older_format_is_never_loaded(col, monkeypatch):
     (file,) = [col.path / "derived" / one.file for one in col.derived() if one.kind == "index"]
-    monkeypatch.setattr("negindex.index.FORMAT", 3)
+    monkeypatch.setattr("negindex.index.FORMAT", FORMAT + 1)
     monkeypatch.setattr("negindex.mixture.usual_efforts", lambda count: [Effort(COUNT, 64)])
     check(Collection.open(col.path))  # by one that is built in memory
     again = Collection.open(col.path)

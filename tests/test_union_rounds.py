@@ -51,8 +51,8 @@ def opened(monkeypatch):
 
     weigh, answer = module.weigh, Exact.answer
 
-    def weighing(clusters, query, variance, told, effort, named):
-        head = weigh(clusters, query, variance, told, effort, named)
+    def weighing(clusters, query, variance, told, effort, named, lean):
+        head = weigh(clusters, query, variance, told, effort, named, lean)
         seen["weighed"] += int(clusters.counts[head.opened].sum())
         seen["read"] += len(head.reading.rows)
         return head
