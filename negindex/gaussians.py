@@ -84,12 +84,14 @@ class Gaussians(NamedTuple):
         count by their shares. Clusters of real rows have denser cores and heavier tails than a normal distribution,
         which a far query would misjudge by half. Cost: 8 B K d products.
         """
-        length = float(query.square().sum(1).max().sqrt()) if len(query) else 0.0
-        coarse = length > min(_FAR, _COARSE * float(variance.min().sqrt())) if len(query) else False
+        coarse = float(query.norm(dim=1).max()) > min(_FAR, _COARSE * float(variance.min().sqrt()))
         kind = torch.float64 if coarse else torch.float32
         times, h2 = _times(self.axes), variance[:, None, None, None]
         apart = query.to(kind)[:, None] - self.mean  # (B, K, d)
-        along = (query.to(kind) @ self.axes.flatten(0, 1).to(kind).T).unflatten(1, self.middle.shape) - self.middle
+        if coarse:
+            along = torch.einsum("krd,bkd->bkr", self.axes.to(kind), apart)
+        else:  # of all samples in one pass over the axes
+            along = (query.to(kind) @ self.axes.flatten(0, 1).T).unflatten(1, self.middle.shape) - self.middle
         distance = torch.einsum("bkd,bkd->bk", apart, apart)
         left = (distance - along.square().sum(2)).clamp_min(0)
         squares = torch.cat([along.square(), left[..., None]], 2)  # (B, K, R + 1)
