@@ -34,7 +34,7 @@ class Told(NamedTuple):
 
     def about(self, sample: int) -> Told:
         """One sample's, without the batch's dimension."""
-        return Told(*(part[sample] for part in self[:-1]), self.axes)
+        return Told._make([*(part[sample] for part in self[:-1]), self.axes])
 
     def mean(self, weight: Tensor) -> Tensor:
         """One sample's: the sum of all clusters' means (d,) float32 by weights (K,)."""
