@@ -67,11 +67,12 @@ class HeldOut:
         inside = directions.T.to(torch.float32)
         columns = torch.cat([inside, sketcher, x.T, e.T], 1)  # one product of matrices goes faster than four
         parts = [inside.shape[1], sketcher.shape[1], len(x), len(x)]
+        seen = x @ inside
         made = cls(
-            x=x @ inside,
+            x=seen,
             e=e @ inside,
             whole=torch.stack([(a.double() * b).sum(1) for a, b in ((x, x), (x, e), (e, e))], 1),
-            wanted=torch.cat([(x @ inside)[:, :HEAD], x @ sketcher], 1),
+            wanted=torch.cat([seen[:, :HEAD], x @ sketcher], 1),
             clean=torch.empty(len(x), count),
             noise=torch.empty(len(x), count),
             kept=torch.empty(len(x), count, dtype=torch.bool),

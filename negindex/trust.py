@@ -58,10 +58,10 @@ class Trust:
         held = torch.zeros(len(clusters), dtype=torch.bool).index_fill(0, rows, True)
         clean, rest = clusters.reduced[rows].double(), clusters.without(held, source)
         for row, s in enumerate(levels):
-            asked = _Asked.of(rest, noised(rest, clean, s, seed + row), s)
-            for i in partial:
-                lean = leans[row, i] = asked.some(_TAUGHT).lean(efforts[i])
-                factors[row, i] = CARE * asked.beyond(efforts[i], float(lean)).quantile(0.95)
+            asked, tried = _Asked.of(rest, noised(rest, clean, s, seed + row), s), [efforts[i] for i in partial]
+            lean = asked.some(_TAUGHT).leans(tried)
+            leans[row, partial] = torch.tensor(lean, dtype=torch.float64)
+            factors[row, partial] = CARE * asked.beyond(tried, lean).quantile(0.95, dim=0)
         return cls(levels, factors, leans)
 
     def lean(self, s: float, effort: int) -> float:
@@ -100,36 +100,46 @@ class _Asked(NamedTuple):
         """One in so many of the probes."""
         return self._replace(query=self.query[::step], mean=self.mean[::step], log_norm=self.log_norm[::step])
 
-    def heads(self, effort: Effort, lean: float) -> Iterator[Head]:
-        """What is answered."""
+    def heads(self, efforts: Sequence[Effort], leans: Sequence[float]) -> Iterator[list[Head]]:
+        """What each probe is answered, by each effort."""
         for points in self.query.split(_AT_ONCE):
             told = self.clusters.gaussians.seen_from(points, self.variance.expand(len(points)))
             for q, point in enumerate(points):
-                yield weigh(self.clusters, point, self.variance, told.about(q), effort, 1, lean)
+                one = told.about(q)
+                yield [
+                    weigh(self.clusters, point, self.variance, one, effort, 1, lean)
+                    for effort, lean in zip(efforts, leans, strict=True)
+                ]
 
-    def lean(self, effort: Effort) -> float:
-        """The log of what closed clusters weigh over what is said of them: its median, probes counted by that share."""
-        ratios, shares = [], []
-        for head, log_norm in zip(self.heads(effort, 0.0), self.log_norm, strict=True):
-            seen = torch.logaddexp(head.log_read, head.log_unread) - log_norm
-            weighs, said = 1.0 - float(seen.exp()), float((head.log_tail - log_norm).exp())
-            if min(weighs, said) > _LEAST:
-                ratios.append(log(weighs / said))
-                shares.append(min(weighs, said))
-        if not ratios:
-            return 0.0
-        order = np.argsort(ratios)
-        middle = int(np.searchsorted(np.cumsum(np.array(shares)[order]), sum(shares) / 2))
-        return float(np.clip(ratios[order[min(middle, len(order) - 1)]], -_MOST, _MOST))
+    def leans(self, efforts: Sequence[Effort]) -> list[float]:
+        """The log of what closed clusters weigh over what is said of them, by each effort: see ``_lean``."""
+        heads = zip(*self.heads(efforts, [0.0] * len(efforts)), strict=True)
+        return [_lean(of_effort, self.log_norm) for of_effort in heads]
 
-    def beyond(self, effort: Effort, lean: float) -> Tensor:
-        """True errors over the tails, (B,)."""
+    def beyond(self, efforts: Sequence[Effort], leans: Sequence[float]) -> Tensor:
+        """True errors over the tails, (B, efforts)."""
         tried = [
-            (_wrong(head, mean), float(head.tail))
-            for head, mean in zip(self.heads(effort, lean), self.mean, strict=True)
+            [(_wrong(head, mean), float(head.tail)) for head in heads]
+            for heads, mean in zip(self.heads(efforts, leans), self.mean, strict=True)
         ]
-        wrong, tail = torch.tensor(tried, dtype=torch.float64).div_(max(self.clusters.rms, 1e-300)).unbind(1)
+        wrong, tail = torch.tensor(tried, dtype=torch.float64).div_(max(self.clusters.rms, 1e-300)).unbind(2)
         return wrong / (tail + FLOOR)
+
+
+def _lean(heads: Sequence[Head], log_norm: Tensor) -> float:
+    """The median log ratio, probes counted by the share that closed clusters have; log_norm (B,) of all rows."""
+    ratios, shares = [], []
+    for head, norm in zip(heads, log_norm, strict=True):
+        seen = torch.logaddexp(head.log_read, head.log_unread) - norm
+        weighs, said = 1.0 - float(seen.exp()), float((head.log_tail - norm).exp())
+        if min(weighs, said) > _LEAST:
+            ratios.append(log(weighs / said))
+            shares.append(min(weighs, said))
+    if not ratios:
+        return 0.0
+    order = np.argsort(ratios)
+    middle = np.searchsorted(np.cumsum(np.array(shares)[order]), sum(shares) / 2)
+    return float(np.clip(ratios[order[middle]], -_MOST, _MOST))
 
 
 def noised(clusters: Clusters, clean: Tensor, s: float, seed: int) -> Tensor:
