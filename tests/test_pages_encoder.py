@@ -82,15 +82,18 @@ def maker(root, folder):
 @pytest.fixture
 def desk(tmp_path, maker):
     """Gives what a worker is handed, and has the maker answer in a thread; at the end of the file it is a process."""
-    listener = Listener(str(tmp_path / "encoder"), "AF_UNIX", 16, authkey=SECRET)
+    address = str(tmp_path / "encoder")
     slow = Slow(maker)
     slow.let.set()
     metrics = Metrics()
-    threading.Thread(target=Desk({"art": slow}, metrics).serve, args=(listener,), daemon=True).start()
-    handed = Handed(channel=Channel(str(tmp_path / "encoder"), SECRET))
-    yield handed, slow, metrics
-    slow.let.set()
-    listener.close()  # the thread ends with the tests
+    with Listener(address, "AF_UNIX", 16, authkey=SECRET) as listener:
+        desk = Desk({"art": slow}, metrics)
+        hears = threading.Thread(target=desk.serve, args=(listener,))
+        hears.start()
+        yield Handed(channel=Channel(address, SECRET)), slow, metrics
+        slow.let.set()
+        desk.end(address)
+        hears.join()
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import json
 import logging.config
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -165,10 +166,13 @@ def work(settings: Settings, load: Load, channel: Channel, parent: int, told: Co
             told.send_bytes(b"")
             told.close()
         log("encoder-started", sets=len(makers))
-        hears = threading.Thread(target=Desk(makers, Metrics()).serve, args=(listener,), daemon=True)
+        desk = Desk(makers, Metrics())
+        hears = threading.Thread(target=desk.serve, args=(listener,), daemon=True)
         hears.start()
         while os.getppid() == parent and hears.is_alive():
             time.sleep(0.5)
+        desk.end(channel.address)
+        hears.join(1)  # one who connected and says nothing may hold it
 
 
 def _loaded(settings: Settings, load: Load, name: str, folder: Path) -> RowMaker:
@@ -184,16 +188,23 @@ class Desk:
 
     def __init__(self, makers: Mapping[str, RowMaker], metrics: Metrics) -> None:
         self._makers, self._metrics, self._turn = makers, metrics, threading.Lock()
+        self._over = threading.Event()
 
     def serve(self, listener: Listener) -> None:
-        """Take connections, each for one question."""
-        while True:
+        """Take connections, each for one question, until the end."""
+        while not self._over.is_set():
             try:
                 connection = listener.accept()
             except (AuthenticationError, EOFError, ConnectionError):
                 log("encoder-stranger", logging.WARNING)
                 continue
             threading.Thread(target=self._hear, args=(connection,), daemon=True).start()
+
+    def end(self, address: str) -> None:
+        """Have serve return, also where it waits at this address."""
+        self._over.set()
+        with socket.socket(socket.AF_UNIX) as wakes:
+            wakes.connect(address)
 
     def _hear(self, connection: Connection) -> None:
         with closing(connection):
