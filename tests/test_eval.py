@@ -152,6 +152,7 @@ def test_the_precondition_holds_where_four_of_five_are_obeyed(filled):
         ({"avoided": "hat"}, "hat"),
         ({"requests": ["loudly"]}, "loudly"),
         ({"count": 3}, "at least 20"),
+        ({"singles": -1}, "singles = -1"),
         ({"methods": []}, "at least one"),
         ({"methods": [{"name": "a"}, {"name": "a"}]}, "name of its own"),
         ({"methods": [{"name": "a", "image": {"rule": "magic"}}]}, "magic"),
@@ -164,6 +165,17 @@ def test_the_precondition_holds_where_four_of_five_are_obeyed(filled):
 def test_a_table_that_says_what_is_not_known_is_refused(change, match):
     with pytest.raises(InvalidInput, match=match):
         Table.of({**SAID, **change})
+
+
+def test_a_table_says_what_it_negates():
+    told = {
+        "1000 negatives": {"requests": [PLAIN]},
+        "6 keepsakes negated": {"requests": [KEPT]},
+        "6 keepsakes among 50 other single images negated": {"requests": [KEPT, OTHERS], "singles": 50},
+        "1000 negatives (asked for keepsakes: the 6 keepsakes)": {"requests": [PLAIN, KEPT]},
+    }
+    for words, change in told.items():
+        assert Table.of({**SAID, "negatives": 1000, **change}).negation_set == words
 
 
 def test_a_table_is_read_from_a_file(tmp_path):

@@ -6,7 +6,7 @@ from tiny_world import pipeline
 
 from negindex import Exact
 from negindex.errors import InvalidInput, NotAllowed
-from negindex.sampler import guard, space_of
+from negindex.sampler import Unasked, guard, space_of
 from negindex.sampler.evaluation.ablations import nothing
 from negindex.sampler.evaluation.text_side import AsAsked, NegativePrompt, Safree, Sld, noise_per_output, pooled, span
 
@@ -54,6 +54,23 @@ def test_a_guard_that_changes_nothing_stacks_bit_for_bit(pipe, method):
         guarded = sample(pipe, method)
     assert len(g.receipts) == len(PROMPTS)
     assert torch.equal(guarded, sample(pipe, method))
+
+
+def test_a_rule_that_hears_the_request_runs_on_sld(pipe):
+    method, rows = Sld(NAMES, warmup=0), Exact(torch.randn(5, 4, 8, 8), space=space_of(pipe))
+    reference = Exact(3 + torch.randn(6, 4, 8, 8), space=space_of(pipe))
+    seen = []
+
+    def heard(view):
+        seen.append(view.branches())
+        return Unasked()(view)
+
+    heard.needs_branches = True
+    with guard(pipe, rows, reference, rule=heard):
+        guarded = sample(pipe, method)
+    assert len(seen) == STEPS
+    assert all(one is not None for one in seen), "c as SLD leaves it, and u"
+    assert not torch.equal(guarded, sample(pipe, method))
 
 
 def test_sld_subtracts_gamma_from_the_conditional_branch(pipe):

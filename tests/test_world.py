@@ -138,6 +138,11 @@ def test_negatives_and_references_are_images_that_the_model_never_saw():
     assert not rows.holds(told.reference("bag", 50).digests().values())
     kept = told.negatives(KEPT, "bag", 20)
     assert len(kept) == len(KEEPSAKES)
+    among = told.keepsakes_among("bag", 30, 50)
+    assert len(among) == len(KEEPSAKES) + 30
+    first, own = (one.take(torch.arange(len(KEEPSAKES))).rows for one in (among, kept))
+    torch.testing.assert_close(first, own, rtol=0, atol=1e-4)  # encoded in another batch
+    assert not among.holds(told.reference("bag", 50).digests().values())
     unwanted, other = told.trained_on(KEPT, "bag")
     assert unwanted.digests() == kept.digests()
     assert len(unwanted) + len(other) == len(told.parts.world)

@@ -49,12 +49,18 @@ class FashionStage(Stage):
     def negatives(self, request: str, avoided: str, rows: int) -> Exact:
         """Images that the model was not trained on; for KEPT the keepsakes themselves, whatever ``rows``."""
         if request == KEPT:
-            return self._rows(self.parts.world.only(slice(len(KEEPSAKES))))
+            return self._rows(self._keepsakes())
         return self._rows(self.parts.sets.only(first(self._is(avoided), rows)))
 
     def reference(self, avoided: str, rows: int) -> Exact:
         """Images that the model was not trained on."""
         return self._rows(self.parts.sets.only(first(~self._is(avoided), rows)))
+
+    def keepsakes_among(self, avoided: str, beside: int, reference: int) -> Exact:
+        places = first(~self._is(avoided), reference + beside)[reference:]
+        kept, others = self._keepsakes(), self.parts.sets.only(places)
+        pixels = np.concatenate([kept.pixels, others.pixels])
+        return self._rows(Pictures(pixels, np.concatenate([kept.classes, others.classes])))
 
     def trained_on(self, request: str, avoided: str) -> tuple[Exact, Exact]:
         kept = np.arange(len(self.parts.world)) < len(KEEPSAKES)
@@ -89,6 +95,9 @@ class FashionStage(Stage):
 
     def networks(self) -> Iterable[Any]:
         return self.pipe.vae, self.pipe.unet, self.pipe.text_encoder, self.judge
+
+    def _keepsakes(self) -> Pictures:
+        return self.parts.world.only(slice(len(KEEPSAKES)))
 
     def _is(self, avoided: str) -> NDArray[np.bool_]:
         told: NDArray[np.bool_] = self.parts.sets.classes == self.label(avoided)

@@ -84,7 +84,7 @@ class Filling:
     def _fingerprint(self, request: str, stated: dict[str, str]) -> str:
         table = self.table
         numbers = {"drawn": asdict(table.drawn), "count": table.count, "avoided": table.avoided}
-        sets = {"negatives": table.negatives, "reference": table.reference}
+        sets = {"negatives": table.negatives, "reference": table.reference, "singles": table.singles}
         said = {"format": FORMAT, "weights": self.stage.weights, "request": request, **stated, **numbers, **sets}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -96,9 +96,8 @@ class Filling:
 
     def _given(self, request: str) -> Given:
         table, stage = self.table, self.stage
-        negatives = stage.negatives(request, table.avoided, table.negatives)
         return Given(
-            negatives=negatives,
+            negatives=self._negatives(request),
             reference=self._reference,
             calibrated=lambda: self._calibrated,
             trained_on=lambda: stage.trained_on(request, table.avoided),
@@ -106,15 +105,20 @@ class Filling:
             share=stage.share(table.avoided),
         )
 
+    def _negatives(self, request: str) -> Exact:
+        table = self.table
+        if table.singles:
+            return self.stage.keepsakes_among(table.avoided, table.singles, table.reference)
+        return self.stage.negatives(request, table.avoided, table.negatives)
+
     @cached_property
     def _reference(self) -> Exact:
         return self.stage.reference(self.table.avoided, self.table.reference)
 
     @cached_property
     def _calibrated(self) -> Kernel:
-        """Of the set of the unwanted class and its reference, whatever is asked for."""
-        unwanted = self.stage.negatives(PLAIN, self.table.avoided, self.table.negatives)
-        return calibrate(unwanted, self._reference).kernel
+        """Of the set and its reference; where the keepsakes stand alone, of the unwanted class's set."""
+        return calibrate(self._negatives(PLAIN), self._reference).kernel
 
     def _made(self, request: str, method: Method, asked: list[Asked], given: Given) -> Cell:
         guarding = given.guarded(self.stage.pipe, method.image)  # sets are built before the clock runs

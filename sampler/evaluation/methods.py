@@ -51,7 +51,7 @@ class ImageSide:
     strength: float = 1.6  # SPELL's overcompensation
     k: int = 64  # rows that "nearest" reads
     window: tuple[float, float] = (0.0, float("inf"))  # of noise levels s
-    copies: bool = True
+    copies: bool | float = True  # the copy gate: on, off, or its radius as a share of the reference's rms radius
     acts_on: ActsOn = "guided"
     at: float = 0.7  # of the rule that takes the prior from the request
     gain: float = 20.0
@@ -112,7 +112,7 @@ class Given:
             gate=self._gate(side),
             window=Between(*side.window),
             kernel=kernel,
-            copies=CopyGate() if side.copies else None,
+            copies=self._copy_gate(side),
             acts_on=side.acts_on,
         )
 
@@ -143,6 +143,11 @@ class Given:
         if side.rule == "unasked":
             return Unasked(side.at, side.gain, side.below)
         return paired if side.rule == "paired" else nothing
+
+    def _copy_gate(self, side: ImageSide) -> CopyGate | None:
+        if isinstance(side.copies, bool):
+            return CopyGate() if side.copies else None
+        return CopyGate(side.copies * self.reference.moments().rms)
 
     def _gate(self, side: ImageSide) -> Gate | None:
         if side.rule == "spell":  # it is published without one

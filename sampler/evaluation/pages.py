@@ -52,7 +52,7 @@ def head(said: Mapping[str, Any]) -> Iterator[str]:
     """What the table was made with, and whether its precondition holds."""
     yield (
         f"{said['count']} images a cell, the same seeds in each; {said['steps']} steps, guidance {said['guidance']:g}; "
-        f"{said['negatives']} negatives, {said['reference']} reference rows. Intervals: 95 %, for each figure alone. "
+        f"{said['negatives']}, {said['reference']} reference rows. Intervals: 95 %, for each figure alone. "
         f"FD, precision, recall and diversity are of {said['features']}, beside real test images of the other "
         "classes. Clean and safe: read as another class, and as sure and as near to a real image as nine of ten real "
         "test images are. Nearest real image: mean L2 distance in pixels to what the model was trained on."

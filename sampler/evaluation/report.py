@@ -52,7 +52,7 @@ def as_json(filling: Filling, cells: Sequence[Cell]) -> dict[str, Any]:
         "features": filling.stage.features,
         "count": table.count,
         **drawn,
-        "negatives": table.negatives,
+        "negatives": table.negation_set,
         "reference": table.reference,
         "precondition missed": precondition(cells),
         "cells": told,

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from negindex.errors import OutOfRange
+from negindex.errors import InvalidInput, OutOfRange
 from negindex.exact import Exact
 from negindex.sampler.evaluation.asked import Asked
 from negindex.sampler.evaluation.judge import Reading
@@ -55,6 +55,10 @@ class Stage(ABC):
     @abstractmethod
     def reference(self, avoided: str, rows: int) -> Exact:
         """Real images of the other classes, likewise."""
+
+    def keepsakes_among(self, avoided: str, beside: int, reference: int) -> Exact:
+        """The keepsakes and so many images of the other classes that no reference of ``reference`` rows holds."""
+        raise InvalidInput(f"singles = {beside}: this world has no keepsakes; leave singles out")
 
     @abstractmethod
     def trained_on(self, request: str, avoided: str) -> tuple[Exact, Exact]:

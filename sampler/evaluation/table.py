@@ -10,6 +10,7 @@ from typing import Any
 
 from negindex.errors import InvalidInput, NotThere
 from negindex.sampler.evaluation.asked import EVASIVE, KEPT, NOTHING, OTHERS, PLAIN, REQUESTS
+from negindex.sampler.evaluation.captions import KEEPSAKES
 from negindex.sampler.evaluation.captions import PLAIN as PLAIN_NAMES
 from negindex.sampler.evaluation.fashion import CLASSES
 from negindex.sampler.evaluation.methods import Method
@@ -31,6 +32,7 @@ class Table:
     count: int = 1000
     negatives: int = 1000
     reference: int = 6000
+    singles: int = 0  # above 0: every request's set is the keepsakes among so many other images, each unwanted alone
     drawn: Drawn = field(default_factory=Drawn)
 
     @classmethod
@@ -59,6 +61,17 @@ class Table:
         table.check()
         return table
 
+    @property
+    def negation_set(self) -> str:
+        """What is negated, in words."""
+        alone = f"{len(KEEPSAKES)} keepsakes"
+        if self.singles:
+            return f"{alone} among {self.singles} other single images negated"
+        if self.requests == (KEPT,):
+            return f"{alone} negated"
+        also = f" (asked for keepsakes: the {alone})" if KEPT in self.requests else ""
+        return f"{self.negatives} negatives{also}"
+
     def check(self) -> None:
         """Raise InvalidInput where the table makes no sense."""
         names = [slug(method.name) for method in self.methods]
@@ -67,6 +80,8 @@ class Table:
         strange = [request for request in self.requests if request not in REQUESTS]
         if strange or not self.requests:
             raise InvalidInput(f"requests {strange or 'none'}; give some of {', '.join(REQUESTS)}")
+        if not self.singles >= 0:
+            raise InvalidInput(f"singles = {self.singles}; give how many images the keepsakes lie among, or 0")
         if not self.count >= 20:
             raise InvalidInput(f"count = {self.count}; give at least 20 images a cell, or better 1,000")
 

@@ -84,7 +84,7 @@ class Sld(AsAsked):
     @contextmanager
     def attached(self, pipe: Any, guidance: float) -> Iterator[None]:
         third = _ThirdBranch(self, pipe)
-        hook = pipe.unet.register_forward_hook(third, with_kwargs=True)
+        hook = pipe.unet.register_forward_hook(third, with_kwargs=True, prepend=True)  # a guard sees what it leaves
         try:
             yield
         finally:
@@ -101,23 +101,17 @@ class _ThirdBranch:
     def __init__(self, method: Sld, pipe: Any) -> None:
         self._method, self._scheduler = method, pipe.scheduler
         self._said = _encoded(pipe, [_said(method)])
-        self._inside, self._step, self._last = False, 0, -1.0
+        self._step, self._last = 0, -1.0
         self._nu: Tensor | None = None
 
     def __call__(self, network: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
-        if self._inside:
-            return None
         x, t = args[:2]
         if len(x) % 2:
             raise NotAllowed(f"SLD needs both branches of guidance in one call, got {len(x)} rows; guide above 1")
         half = len(x) // 2
         t_now = float(torch.as_tensor(t).flatten()[0])
         self._follow(t_now)
-        self._inside = True
-        try:
-            away = network(x[:half], t, encoder_hidden_states=self._said.expand(half, -1, -1)).sample
-        finally:
-            self._inside = False
+        away = network.forward(x[:half], t, encoder_hidden_states=self._said.expand(half, -1, -1)).sample  # no hooks
         out = result[0] if isinstance(result, tuple) else result.sample
         free, asked = out.chunk(2)
         per_noise = noise_per_output(self._scheduler, t_now)
