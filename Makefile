@@ -10,9 +10,9 @@ BIN := $(CURDIR)/.venv/bin
 READY := .venv/.ready
 DEBIAN_PACKAGES := dataset-fashion-mnist chromium postgresql iproute2
 MILVUS := milvus==2.3.5 'setuptools<81'  # a server, in an environment of its own: it needs older packages than ours
-SERVICE_PACKAGES := s3fs==2026.9.0 "moto[server]==5.2.5"
+SERVICE_PACKAGES := s3fs==2026.9.0 "moto[server]==5.2.5" nudenet==3.4.2
 WHEEL := $(CURDIR)/build/installed
-IN_WHEEL := imports docs cli claim_cli contract collection digits_stage fashion_world eval generate remote pages \
+IN_WHEEL := imports docs cli claim_cli contract collection digits_stage fashion_world eval eval_models generate remote pages \
   service_settings engines  # tests that reach every package, command and file that the wheel carries
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile  # two processes of one thread each, a file's tests in one
 export OMP_WAIT_POLICY := PASSIVE

@@ -1,4 +1,4 @@
-"""Embeddings of images by an open-clip model on this machine, for people's look-ups; nothing is fetched.
+"""Embeddings of images by an open-clip model on this machine, for people's look-ups and scores; nothing is fetched.
 
 They are never part of a posterior: what a model samples is compared in the model's own space alone.
 """
@@ -25,7 +25,7 @@ CONFIG = "open_clip_config.json"
 
 
 class Clip:
-    """An open-clip model's image tower; the same image always has the same embedding."""
+    """An open-clip model; the same image, or text, always has the same embedding."""
 
     def __init__(self, model: str, weights: str | Path) -> None:
         """Load a model.
@@ -50,12 +50,19 @@ class Clip:
         except _MISFIT as error:
             raise Damaged(f"{file} holds no weights of {model} ({error}); name the model that they are of") from error
         self._prepare = image_transform_v2(PreprocessCfg(**self._model.visual.preprocess_cfg), is_train=False)
+        self._tokens = open_clip.get_tokenizer(asked[0])
 
     @torch.no_grad()
     def embed(self, image: Image.Image) -> NDArray[np.float32]:
         """An image's embedding (E,), of length 1; images of any size and mode that ``read_image`` gives."""
         pixels = self._prepare(image.convert("RGB"))[None]
         wide: NDArray[np.float32] = self._model.encode_image(pixels, normalize=True)[0].float().cpu().numpy()
+        return wide
+
+    @torch.no_grad()
+    def embed_text(self, text: str) -> NDArray[np.float32]:
+        """A text's embedding (E,), of length 1, beside those of images; what is longer than the model hears is cut."""
+        wide: NDArray[np.float32] = self._model.encode_text(self._tokens([text]), normalize=True)[0].float().numpy()
         return wide
 
 

@@ -124,11 +124,14 @@ def _unasked(pipe: Any, images: int, takes: Mapping[str, Any]) -> dict[str, Any]
 def load_pipeline(folder: Path | str, **options: Any) -> Any:
     """Open a pipeline that ``save_pretrained`` wrote; nothing is fetched and no code in it is run.
 
+    Parts that it was saved without, such as Stable Diffusion 3's T5, it is opened without.
+
     options: handed to ``from_pretrained``, such as ``dtype``.
     """
-    name = read_index(folder)["_class_name"]
+    index = read_index(folder)
+    name, left_out = index["_class_name"], {part: None for part, kind in index.items() if kind == [None, None]}
     kind = ClassConditionalPipeline if name == ClassConditionalPipeline.__name__ else DiffusionPipeline
-    return kind.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **options)
+    return kind.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **left_out, **options)
 
 
 def read_index(folder: Path | str) -> dict[str, Any]:

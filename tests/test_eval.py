@@ -64,8 +64,8 @@ def test_every_cell_is_there_once_and_is_not_made_again(filled):
 
 
 def test_a_run_that_was_cut_off_makes_what_is_missing(filled):
-    path = filled._path(OTHERS, "paired")
-    before, kept = Cell.load(path), filled._path(OTHERS, "nothing").stat().st_mtime_ns
+    path = filled.path(OTHERS, "paired")
+    before, kept = Cell.load(path), filled.path(OTHERS, "nothing").stat().st_mtime_ns
     path.unlink()
     assert len(list(filled.cells())) == 6
     filled.run(lambda done: None)
@@ -74,7 +74,7 @@ def test_a_run_that_was_cut_off_makes_what_is_missing(filled):
     assert {n: f for n, f in after.measures.items() if n not in ("cpu", "seconds")} == {
         n: f for n, f in before.measures.items() if n not in ("cpu", "seconds")
     }
-    assert filled._path(OTHERS, "nothing").stat().st_mtime_ns == kept
+    assert filled.path(OTHERS, "nothing").stat().st_mtime_ns == kept
 
 
 def test_a_cell_of_other_numbers_is_not_taken_for_this_ones(filled, world):

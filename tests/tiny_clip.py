@@ -13,13 +13,17 @@ MODEL = {
 }
 
 
-def saved_clip(folder, seed=0, mean=(0.5, 0.5, 0.5)):
-    """The folder, which "local-dir:" names."""
+WORDS = 49408  # that open_clip's own tokenizer knows
+
+
+def saved_clip(folder, seed=0, mean=(0.5, 0.5, 0.5), words=MODEL["text_cfg"]["vocab_size"]):
+    """The folder, which "local-dir:" names; with WORDS for words it can be told texts."""
     folder.mkdir(parents=True)
     torch.manual_seed(seed)
-    model = open_clip.CLIP(**MODEL)
+    told = {**MODEL, "text_cfg": {**MODEL["text_cfg"], "vocab_size": words}}
+    model = open_clip.CLIP(**told)
     weights = {name: weight.contiguous() for name, weight in model.state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors")
-    config = {"model_cfg": MODEL, "preprocess_cfg": {"mean": list(mean), "std": [0.5, 0.5, 0.5], "size": 32}}
+    config = {"model_cfg": told, "preprocess_cfg": {"mean": list(mean), "std": [0.5, 0.5, 0.5], "size": 32}}
     (folder / "open_clip_config.json").write_text(json.dumps(config))
     return folder

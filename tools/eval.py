@@ -11,13 +11,14 @@ from negindex.tools.common import errors_to_exit_codes, machine, quiet_diffusers
 
 if TYPE_CHECKING:
     from negindex.sampler.evaluation.filling import Filling
+    from negindex.sampler.evaluation.models.filling import ModelFilling
 
 _FASHION = "/usr/share/datasets/fashion-mnist"
 
 
 @click.group("eval")
 def eval_() -> None:
-    """Compare methods on a small text-to-image model, with intervals."""
+    """Compare methods on a small model that ships, or on a real one, with intervals."""
 
 
 def _options(command: Any) -> Any:
@@ -61,7 +62,8 @@ def run(config: Path, out: Path, count: int | None, world: Path | None, fashion:
     """Fill the table that CONFIG describes: sample and measure every cell that OUT lacks.
 
     Interrupted, the same command goes on. A cell is made anew where a number that it depends on has changed. The file
-    says what is unwanted, which methods, which requests, and how many images, steps and rows.
+    says what is unwanted, which methods, which requests, and how many images, steps and rows. A file that names a
+    model's folder is about that one: docs/evaluation.md, "Your own model".
     """
     import torch
 
@@ -85,15 +87,22 @@ def report(config: Path, out: Path, count: int | None, world: Path | None, fashi
     """
     import sys
 
+    from negindex.sampler.evaluation.models import report as of_models
+    from negindex.sampler.evaluation.models.filling import ModelFilling
     from negindex.sampler.evaluation.report import precondition, write
     from negindex.tools.common import PARTLY
 
     filling = _bench(config, out, count, world, fashion)
-    for path in write(filling, out):
-        click.echo(str(path))
     cells = list(filling.cells())
+    if isinstance(filling, ModelFilling):
+        written, faults = of_models.write(filling, out), of_models.precondition(filling, cells)
+    else:
+        written, faults = write(filling, out), precondition(cells)
+    for path in written:
+        click.echo(str(path))
     missing = len(filling.table.requests) * len(filling.table.methods) - sum(cell.request != "real" for cell in cells)
-    faults = [*precondition(cells), *([f"{missing} cells are missing; run `negindex eval run`"] if missing else [])]
+    if missing:
+        faults.append(f"{missing} cells are missing; run `negindex eval run`")
     for fault in faults:
         click.echo(f"negindex: {fault}", err=True)
     if faults:
@@ -125,17 +134,21 @@ def page(file: Path) -> None:
     click.echo(f"{file}: {'its tables are as their files say' if after == before else 'tables put in again'}")
 
 
-def _bench(config: Path, out: Path, count: int | None, world: Path | None, fashion: Path) -> Filling:
-    """The table, on the model that comes with negindex where no other is named."""
+def _bench(config: Path, out: Path, count: int | None, world: Path | None, fashion: Path) -> Filling | ModelFilling:
+    """The table, on the model that it names, or on the one that comes with negindex."""
     from importlib.resources import as_file, files
 
     from negindex.sampler.evaluation.fashion import load
     from negindex.sampler.evaluation.fashion_stage import FashionStage
     from negindex.sampler.evaluation.filling import Filling
-    from negindex.sampler.evaluation.table import FASHION, Table
+    from negindex.sampler.evaluation.models.filling import ModelFilling
+    from negindex.sampler.evaluation.models.table import ModelTable
+    from negindex.sampler.evaluation.table import FASHION, Table, contents
     from negindex.tools.digits_stage import DigitsStage
 
     quiet_diffusers()
+    if "model" in contents(config):
+        return ModelFilling(ModelTable.read(config).with_count(count), out)
     table = Table.read(config).with_count(count)
     shipped = "fashion-world" if table.world == FASHION else "digits-unet"
     with as_file(files("negindex.data") / shipped) as folder:

@@ -1,4 +1,4 @@
-"""A table being filled, cell by cell; what is there and still holds is never made twice."""
+"""A table of a small world being filled."""
 
 from __future__ import annotations
 
@@ -19,64 +19,52 @@ from negindex.exact import Exact
 from negindex.kernel import Kernel
 from negindex.sampler.evaluation.asked import PLAIN, Asked
 from negindex.sampler.evaluation.cells import Cell, from_bytes, measured, to_bytes
+from negindex.sampler.evaluation.filler import Filler
 from negindex.sampler.evaluation.intervals import Figure
 from negindex.sampler.evaluation.methods import Given, Method
 from negindex.sampler.evaluation.stage import Stage
-from negindex.sampler.evaluation.table import Table, slug
+from negindex.sampler.evaluation.table import Table
 
 FORMAT = 2
-REAL = "real test images"  # measured as if they were samples: what a perfect model would show
+_OF_REAL, REAL = "real", "real test images"  # measured as if they were samples: what a perfect model would show
 
 
 @dataclass(eq=False)
-class Filling:
-    """A table being filled: the stage, the sets, and the folder of cells."""
+class Filling(Filler):
+    """A table of a small world being filled: the stage, the sets, and the folder of cells."""
 
     table: Table
     stage: Stage
     folder: Path
 
-    def run(self, progress: Callable[[str], None]) -> None:
-        """Make and measure every cell that is not there yet; one that was made from other numbers is made anew.
+    @property
+    def asks(self) -> Table:
+        return self.table
 
-        Raises InvalidInput, before anything is sampled, for a request that the stage cannot be asked.
-        """
+    def begin(self, progress: Callable[[str], None]) -> None:
+        """Raises InvalidInput for a request that the stage cannot be asked."""
         strange = [request for request in self.table.requests if request not in self.stage.requests]
         if strange:
             raise InvalidInput(
                 f"{', '.join(strange)} cannot be asked here; give some of {', '.join(self.stage.requests)}"
             )
-        (self.folder / "cells").mkdir(parents=True, exist_ok=True)
         self._real(progress)
-        for request in self.table.requests:
-            asked = self.stage.asked(request, self.table.avoided, self.table.count)
-            given: Given | None = None
-            for method in self.table.methods:
-                if self._stands(self._path(request, method.name), self.fingerprint(request, method)):
-                    progress(f"{request}, {method.name}: there already")
-                    continue
-                given = given or self._given(request)
-                cell = self._made(request, method, asked, given)
-                cell.save(self._path(request, method.name))
-                progress(str(cell))
 
-    def cells(self) -> Iterator[Cell]:
-        """Those that are there and belong to the table, in its order, the real images first."""
-        real = self._path("real", REAL)
-        if self._stands(real, self._fingerprint("real", {})):
-            yield Cell.load(real)
-        for request in self.table.requests:
-            for method in self.table.methods:
-                path = self._path(request, method.name)
-                if self._stands(path, self.fingerprint(request, method)):
-                    yield Cell.load(path)
+    def making(self, request: str) -> Callable[[Method], Cell]:
+        asked = self.stage.asked(request, self.table.avoided, self.table.count)
+        given = self._given(request)
+        return lambda method: self._made(request, method, asked, given)
+
+    def first(self) -> Iterator[Cell]:
+        """The real images."""
+        if self.stands(_OF_REAL, REAL, self._fingerprint(_OF_REAL, {})):
+            yield Cell.load(self.path(_OF_REAL, REAL))
 
     def samples(self, cell: Cell) -> Tensor:
         """(N, 1, H, W) in [-1, 1], rounded to 8 bits."""
-        return from_bytes(np.load(self._path(cell.request, cell.method).with_suffix(".npy"), allow_pickle=False))
+        return from_bytes(np.load(self.path(cell.request, cell.method).with_suffix(".npy"), allow_pickle=False))
 
     def fingerprint(self, request: str, method: Method) -> str:
-        """Names everything that a cell depends on."""
         return self._fingerprint(request, method.stated())
 
     # -- inside -----------------------------------------------------------------------------------
@@ -87,12 +75,6 @@ class Filling:
         sets = {"negatives": table.negatives, "reference": table.reference, "singles": table.singles}
         said = {"format": FORMAT, "weights": self.stage.weights, "request": request, **stated, **numbers, **sets}
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:32]
-
-    def _path(self, request: str, name: str) -> Path:
-        return self.folder / "cells" / f"{request}--{slug(name)}.json"
-
-    def _stands(self, path: Path, fingerprint: str) -> bool:
-        return path.is_file() and Cell.load(path).fingerprint == fingerprint
 
     def _given(self, request: str) -> Given:
         table, stage = self.table, self.stage
@@ -125,7 +107,7 @@ class Filling:
         began, cpu = time.perf_counter(), time.process_time()
         samples = self.stage.sample(asked, self.table.drawn, method.text, guarding)
         spent = {"seconds": time.perf_counter() - began, "cpu": time.process_time() - cpu}
-        stored = self._stored(self._path(request, method.name), samples)
+        stored = self._stored(self.path(request, method.name), samples)
         told = measured(self.stage, self.table.avoided, request, [one.wanted for one in asked], stored)
         told["measures"] |= {name: Figure(*[value / len(asked)] * 3) for name, value in spent.items()}
         fingerprint = self.fingerprint(request, method)
@@ -133,16 +115,17 @@ class Filling:
 
     def _real(self, progress: Callable[[str], None]) -> None:
         """The real images' own cell, measured against those real images that are not in it."""
-        path, fingerprint, count = self._path("real", REAL), self._fingerprint("real", {}), self.table.count
+        fingerprint, count = self._fingerprint(_OF_REAL, {}), self.table.count
         places = self.stage.real(self.table.avoided)
-        if self._stands(path, fingerprint) or len(places) < 2 * count:
+        if self.stands(_OF_REAL, REAL, fingerprint) or len(places) < 2 * count:
             return
+        path = self.path(_OF_REAL, REAL)
         chosen = np.random.default_rng(0).permutation(places)
         rows, classes = self.stage.test_images
         stored = self._stored(path, rows[chosen[:count]])
         wanted, rest = classes[chosen[:count]].tolist(), self.stage.tested.features[chosen[count:]]
-        told = measured(self.stage, self.table.avoided, "real", wanted, stored, rest)
-        cell = Cell(REAL, {}, "real", fingerprint, count, **told)
+        told = measured(self.stage, self.table.avoided, _OF_REAL, wanted, stored, rest)
+        cell = Cell(REAL, {}, _OF_REAL, fingerprint, count, **told)
         cell.save(path)
         progress(str(cell))
 

@@ -89,8 +89,8 @@ class Method:
 class Given:
     """What an image side may use in one cell: the sets, the calibrated kernel, and what only an oracle knows."""
 
-    negatives: Exact
-    reference: Exact
+    negatives: Negatives
+    reference: Negatives
     calibrated: Callable[[], Kernel]
     trained_on: Callable[[], tuple[Exact, Exact]]
     request: str
@@ -121,16 +121,18 @@ class Given:
             return self.calibrated()
         return LITERAL if side.kernel == "literal" else Kernel.floored(side.floor)
 
-    def _engine(self, side: ImageSide, kernel: Kernel, name: str, one: Exact) -> Negatives:
+    def _engine(self, side: ImageSide, kernel: Kernel, name: str, one: Negatives) -> Negatives:
         """A set seen through an engine; built once."""
+        if side.engine == "scan":
+            return one
+        if not isinstance(one, Exact):
+            raise InvalidInput(f"engine = {side.engine!r}: a collection answers by its own index; leave engine out")
         key = (side.engine, side.k, kernel, name)
         if key not in self._built:
             if side.engine == "mixture":
                 self._built[key] = Mixture.build(one, kernel, scan_elements=0)
-            elif side.engine == "nearest":
-                self._built[key] = NearestOnly(one, side.k)
             else:
-                self._built[key] = one
+                self._built[key] = NearestOnly(one, side.k)
         return self._built[key]
 
     def _rule(self, side: ImageSide) -> Rule:

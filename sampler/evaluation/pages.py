@@ -18,14 +18,18 @@ _HEADS = {
     "unwanted": "read as {avoided}",
     "clean": "clean and safe",
     "hit": "as asked",
+    "score": "mean score",
+    "clip": "CLIP score",
     "fd": "FD",
     "precision": "precision",
     "recall": "recall",
     "distance": "nearest real image",
     "confidence": "confidence",
     "vendi": "diversity",
+    "seconds": "s an image",
     "cpu": "CPU s an image",
 }
+_OF_WORLDS = ("unwanted", "clean", "hit", "fd", "precision", "recall", "distance", "confidence", "vendi", "cpu")
 _SHARES = ("unwanted", "clean", "hit", "precision", "recall")
 _OF_REQUEST = {**dict.fromkeys((*UNSAFE, NOTHING), ("hit",)), KEPT: ("unwanted",)}  # columns that say nothing
 _HEAD, _BESIDE = "head", ("confidence", "recall", "vendi", "cpu")  # what a page's parts leave to the JSON
@@ -38,19 +42,20 @@ def markdown(said: Mapping[str, Any], classes: bool = True) -> Iterator[str]:
     yield ""
     yield from head(said)
     real = [cell for cell in said["cells"] if cell["request"] == "real"]
-    for request in REQUESTS:
+    for request, words in said.get("asked", REQUESTS).items():
         of = [cell for cell in said["cells"] if cell["request"] == request]
         if of:
-            yield from ("", f"## Asked for {REQUESTS[request]}", "")
-            yield from part(said["avoided"], request, [*(real if request != KEPT else []), *of])
-            if classes:
+            yield from ("", f"## Asked for {words}", "")
+            shown = [*(real if request != KEPT else []), *of]
+            yield from part(said["avoided"], request, shown, columns=said.get("columns", _OF_WORLDS))
+            if classes and of[0]["classes"]:
                 yield from ("", "Share of the samples read as each class (mean confidence in those):", "")
                 yield from _classes(of)
 
 
 def head(said: Mapping[str, Any]) -> Iterator[str]:
     """What the table was made with, and whether its precondition holds."""
-    yield (
+    yield said.get("made") or (
         f"{said['count']} images a cell, the same seeds in each; {said['steps']} steps, guidance {said['guidance']:g}; "
         f"{said['negatives']}, {said['reference']} reference rows. Intervals: 95 %, for each figure alone. "
         f"FD, precision, recall and diversity are of {said['features']}, beside real test images of the other "
@@ -59,7 +64,8 @@ def head(said: Mapping[str, Any]) -> Iterator[str]:
     )
     missed = said["precondition missed"]
     yield ""
-    yield f"**Precondition missed.** {'; '.join(missed)}." if missed else _obeyed(said["cells"])
+    held = said.get("precondition") or _obeyed(said["cells"])
+    yield f"**Precondition missed.** {'; '.join(missed)}." if missed else held
 
 
 def refreshed(text: str, folder: Path) -> str:
@@ -93,7 +99,7 @@ def _block(path: Path, name: str) -> str:
     cells = [cell for cell in said["cells"] if cell["request"] == name]
     if not cells:
         raise NotThere(f"{path} has no part {name!r}; it has {sorted({cell['request'] for cell in said['cells']})}")
-    return "\n".join(part(said["avoided"], name, cells, _BESIDE))
+    return "\n".join(part(said["avoided"], name, cells, _BESIDE, said.get("columns", _OF_WORLDS)))
 
 
 def _obeyed(cells: Sequence[Mapping[str, Any]]) -> str:
@@ -105,18 +111,20 @@ def _obeyed(cells: Sequence[Mapping[str, Any]]) -> str:
 
 
 def part(
-    avoided: str, request: str, cells: Sequence[Mapping[str, Any]], leave_out: Sequence[str] = ()
+    avoided: str,
+    request: str,
+    cells: Sequence[Mapping[str, Any]],
+    leave_out: Sequence[str] = (),
+    columns: Sequence[str] = _OF_WORLDS,
 ) -> Iterator[str]:
     """The rows of one request, less the columns that say nothing of it and those that are left out."""
     silent = (*_OF_REQUEST.get(request, ()), *leave_out)
-    columns = [name for name in _HEADS if name not in silent]
-    heads = [
-        "copies" if name == "hit" and request == KEPT else _HEADS[name].format(avoided=avoided) for name in columns
-    ]
+    spoken = [name for name in columns if name not in silent]
+    heads = ["copies" if name == "hit" and request == KEPT else _HEADS[name].format(avoided=avoided) for name in spoken]
     yield f"| method | {' | '.join(heads)} |"
-    yield "|---|" + "---|" * len(columns)
+    yield "|---|" + "---|" * len(spoken)
     for cell in cells:
-        shown = [_shown(name, cell["measures"].get(name)) for name in columns]
+        shown = [_shown(name, cell["measures"].get(name)) for name in spoken]
         yield f"| {cell['method']} | {' | '.join(shown)} |"
 
 
@@ -124,7 +132,7 @@ def _shown(name: str, said: Sequence[float] | None) -> str:
     if said is None:
         return ""
     figure = Figure(*said)
-    if name == "cpu":
+    if name in ("cpu", "seconds"):
         return f"{figure.value:.3f}"
     if name in _SHARES:
         return f"{figure.value:.1%} [{100 * figure.low:.1f}, {100 * figure.high:.1f}]"

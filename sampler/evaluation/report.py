@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -35,12 +35,12 @@ def as_json(filling: Filling, cells: Sequence[Cell]) -> dict[str, Any]:
     told = []
     for cell in cells:
         said = {"method": cell.method, "request": cell.request, "count": cell.count, "stated": cell.stated}
-        measures = {name: _rounded(figure) for name, figure in cell.measures.items()}
-        classes = {name: dict(zip(one, _rounded(one.values()), strict=True)) for name, one in cell.classes.items()}
+        measures = {name: rounded(figure) for name, figure in cell.measures.items()}
+        classes = {name: dict(zip(one, rounded(one.values()), strict=True)) for name, one in cell.classes.items()}
         said |= {"measures": measures, "classes": classes}
         if cell.request in free and cell is not free[cell.request]:
             label = filling.stage.label(filling.table.avoided)
-            said["fewer unwanted"] = _rounded(_fewer(free[cell.request], cell, label))
+            said["fewer unwanted"] = rounded(_fewer(free[cell.request], cell, label))
         told.append(said)
     table = filling.table
     drawn = {"steps": table.drawn.steps, "guidance": table.drawn.guidance, "seed": table.drawn.seed}
@@ -85,24 +85,37 @@ def write(filling: Filling, folder: Path) -> list[Path]:
     return written
 
 
-def grid(filling: Filling, cells: Sequence[Cell], path: Path, columns: int = 16, tile: int = 48) -> None:
+def grid(filling: Filling, cells: Sequence[Cell], path: Path, columns: int = 16) -> None:
     """One row a method, the same seeds in a column; what is read as unwanted (or is a copy) is framed."""
-    font, frame, name_wide = ImageFont.load_default(13), 2, 230
-    cell_wide = tile + 2 * frame + 2
-    columns = min(columns, min(cell.count for cell in cells))
-    sheet = Image.new("RGB", (name_wide + columns * cell_wide, len(cells) * cell_wide), "#ffffff")
-    draw = ImageDraw.Draw(sheet)
-    unwanted = filling.stage.label(filling.table.avoided)
-    for row, cell in enumerate(cells):
-        draw.text((4, row * cell_wide + tile // 2 - 6), cell.method, "#1c1c1c", font)
+    unwanted, rows = filling.stage.label(filling.table.avoided), []
+    for cell in cells:
         framed = cell.hit if cell.request == KEPT else [read == unwanted for read in cell.read]
         levels = ((filling.samples(cell)[:columns, 0] + 1) * 127.5).round().byte().numpy()
-        for column, pixels in enumerate(levels):
-            mat = Image.new("RGB", (tile + 2 * frame,) * 2, "#e8590c" if framed[column] else "#ffffff")
-            picture = Image.fromarray(pixels).resize((tile, tile), Image.Resampling.BICUBIC).convert("RGB")
-            mat.paste(picture, (frame, frame))
-            sheet.paste(mat, (name_wide + column * cell_wide, row * cell_wide))
-    sheet.save(path, optimize=True)
+        rows.append(Row(cell.method, [Image.fromarray(pixels) for pixels in levels], framed))
+    sheet(rows, path)
+
+
+class Row(NamedTuple):
+    """One method's pictures."""
+
+    name: str
+    pictures: Sequence[Image.Image]
+    framed: Sequence[bool]
+
+
+def sheet(rows: Sequence[Row], path: Path, tile: int = 48) -> None:
+    """A PNG of rows with their names, pictures ``tile`` pixels wide and high; the framed ones in a frame."""
+    font, frame, name_wide = ImageFont.load_default(13), 2, 230
+    cell_wide, columns = tile + 2 * frame + 2, min(len(row.pictures) for row in rows)
+    whole = Image.new("RGB", (name_wide + columns * cell_wide, len(rows) * cell_wide), "#ffffff")
+    draw = ImageDraw.Draw(whole)
+    for number, row in enumerate(rows):
+        draw.text((4, number * cell_wide + tile // 2 - 6), row.name, "#1c1c1c", font)
+        for column, picture in enumerate(row.pictures[:columns]):
+            mat = Image.new("RGB", (tile + 2 * frame,) * 2, "#e8590c" if row.framed[column] else "#ffffff")
+            mat.paste(picture.resize((tile, tile), Image.Resampling.BICUBIC).convert("RGB"), (frame, frame))
+            whole.paste(mat, (name_wide + column * cell_wide, number * cell_wide))
+    whole.save(path, optimize=True)
 
 
 def plot(cells: Sequence[Cell], avoided: str, path: Path) -> bool:
@@ -117,27 +130,36 @@ def plot(cells: Sequence[Cell], avoided: str, path: Path) -> bool:
     names = [name for name in through if name in kept]
     if unsafe is None or not names:
         return False
+    sides = (
+        (kept, "hit", "other requests: share read as what was asked for"),
+        (through, "clean", f"{REQUESTS[unsafe]}: share clean and safe"),
+    )
+    trade(
+        f"{REQUESTS[unsafe]}: share read as {avoided}",
+        {told: {m: (through[m]["unwanted"], of[m][name]) for m in names} for of, name, told in sides},
+        path,
+    )
+    return True
+
+
+def trade(through: str, sides: Mapping[str, Mapping[str, tuple[Figure, Figure]]], path: Path) -> None:
+    """One plot a side, {what is on its y axis: {method: (x, y)}}, all over the share that gets through."""
     from matplotlib.figure import Figure as Canvas
 
-    canvas = Canvas(figsize=(15, 7), layout="constrained")
-    sides = canvas.subplots(1, 2)
-    for axes, of, name, told in (
-        (sides[0], kept, "hit", "other requests: share read as what was asked for"),
-        (sides[1], through, "clean", f"{REQUESTS[unsafe]}: share clean and safe"),
-    ):
-        _curves(axes, {method: (through[method]["unwanted"], of[method][name]) for method in names})
-        axes.set_xlabel(f"{REQUESTS[unsafe]}: share read as {avoided}")
+    canvas = Canvas(figsize=(7.5 * len(sides), 7), layout="constrained")
+    for axes, (told, points) in zip(canvas.subplots(1, len(sides), squeeze=False)[0], sides.items(), strict=True):
+        _curves(axes, points)
+        axes.set_xlabel(through)
         axes.set_ylabel(told)
         axes.set_xlim(-0.02, 1.02)
         axes.grid(alpha=0.3)
     canvas.savefig(path, dpi=80)
-    return True
 
 
 # -- inside ----------------------------------------------------------------------------------------
 
 
-def _rounded(numbers: Iterable[float]) -> list[float]:
+def rounded(numbers: Iterable[float]) -> list[float]:
     """To five digits, which no figure here is known to."""
     return [float(f"{number:.5g}") for number in numbers]
 

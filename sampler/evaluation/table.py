@@ -38,11 +38,10 @@ class Table:
     @classmethod
     def read(cls, path: Path) -> Table:
         """From a TOML file; raises NotThere, and InvalidInput for what is not known."""
-        if not path.is_file():
-            raise NotThere(f"{path} is not there; name a table's file, such as one of docs/evaluation")
+        said = contents(path)
         try:
-            return cls.of(tomllib.loads(path.read_text(encoding="utf-8")))
-        except (tomllib.TOMLDecodeError, TypeError, ValueError) as error:
+            return cls.of(said)
+        except (TypeError, ValueError) as error:
             raise InvalidInput(f"{path}: {error}") from error
 
     @classmethod
@@ -90,6 +89,16 @@ class Table:
         changed = self if count is None else replace(self, count=count)
         changed.check()
         return changed
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """What a table's file says; raises NotThere and InvalidInput."""
+    if not path.is_file():
+        raise NotThere(f"{path} is not there; name a table's file, such as one of docs/evaluation")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path}: {error}") from error
 
 
 def slug(name: str) -> str:

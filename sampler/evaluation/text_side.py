@@ -254,6 +254,12 @@ def _encoded(pipe: Any, prompts: Sequence[str]) -> Tensor:
 
 
 def _ids(pipe: Any, prompts: Sequence[str]) -> Tensor:
+    """(N, T) tokens; raises NotAllowed for pipelines of several text encoders."""
+    if getattr(pipe, "text_encoder_2", None) is not None or not hasattr(pipe, "unet"):
+        raise NotAllowed(
+            f"{type(pipe).__name__}: SLD and SAFREE are written for one text encoder and a UNet, as in Stable "
+            "Diffusion 1 and 2; use a negative prompt, or leave the text side out"
+        )
     length = pipe.tokenizer.model_max_length
     told = pipe.tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     ids: Tensor = told.input_ids

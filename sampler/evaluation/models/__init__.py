@@ -1,0 +1,1 @@
+"""Tables of real models: a pipeline's folder, lists of prompts and judges that the user brings."""
