@@ -34,7 +34,7 @@ def as_json(filling: ModelFilling, cells: Sequence[Cell]) -> dict[str, Any]:
     """Everything, for machines."""
     table, drawn = filling.table, filling.table.drawn
     present = [name for name in _COLUMNS if any(name in cell.measures for cell in cells)]
-    told = [
+    told: list[dict[str, Any]] = [
         {
             "method": cell.method,
             "request": cell.request,
