@@ -122,6 +122,10 @@ def test_a_report_shows_every_cell_and_says_that_the_model_does_not_obey(filled,
     assert page == "\n".join(markdown(told)) + "\n", "the page says what the JSON says"
     off = next(cell for cell in told["cells"] if cell["method"] == "switched off")
     assert off["fewer unwanted"][0] == 0
+    other = next(cell for cell in told["cells"] if cell["method"] == "switched off" and cell["request"] == OTHERS)
+    assert other["measures"]["fd_more"] == [0, 0, 0], "the same images"
+    assert "fd_more" not in off["measures"]
+    assert "FD more than unguarded" in page
     with Image.open(paths[3]) as grid:
         assert grid.width > grid.height
     shown = "words\n<!-- table.json evasive -->\nold\n<!-- end -->\nmore\n<!-- table.json head -->\n<!-- end -->\n"

@@ -6,7 +6,7 @@ from scipy import linalg
 
 from negindex.errors import NotFinite, OutOfRange, ShapeMismatch
 from negindex.sampler.evaluation.intervals import Figure, bootstrap, mean_of, paired_difference, share_of
-from negindex.sampler.evaluation.measures import Gaussian, covered, frechet, nearest, vendi
+from negindex.sampler.evaluation.measures import Gaussian, covered, frechet, further, nearest, vendi
 
 
 def normal(count, d=4, seed=0, shift=0.0):
@@ -26,6 +26,19 @@ def test_the_distance_agrees_with_the_root_of_the_product_where_covariances_do_n
     expected = ((a.mean - b.mean) ** 2).sum() + np.trace(a.covariance + b.covariance - 2 * root)
     assert frechet(a, b) == pytest.approx(expected)
     assert frechet(b, a) == pytest.approx(frechet(a, b))
+
+
+def test_how_much_further_is_told_more_closely_than_either_distance():
+    real, than = normal(2000), normal(300, seed=1)
+    moved = than + 0.5  # the same seeds, a little off
+    apart = further(moved, than, real)
+    assert apart.low < 4 * 0.5**2 < apart.high
+    assert apart.low > 0
+    alone = bootstrap(lambda drawn: frechet(Gaussian.of(moved[drawn]), Gaussian.of(real)), 300)
+    assert apart.high - apart.low < alone.high - alone.low
+    assert further(than, than, real) == Figure(0, 0, 0)
+    with pytest.raises(ShapeMismatch, match="same seeds"):
+        further(moved[:9], than, real)
 
 
 def test_the_distance_grows_with_the_shift_and_refuses_other_features():

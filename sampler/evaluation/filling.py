@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from negindex.calibration import calibrate
@@ -63,6 +64,15 @@ class Filling(Filler):
     def samples(self, cell: Cell) -> Tensor:
         """(N, 1, H, W) in [-1, 1], rounded to 8 bits."""
         return from_bytes(np.load(self.path(cell.request, cell.method).with_suffix(".npy"), allow_pickle=False))
+
+    def features(self, cell: Cell) -> NDArray[np.float64]:
+        """(N, d) of a cell's samples, which FD is of."""
+        return self.stage.read(self.samples(cell)).features
+
+    @property
+    def real_features(self) -> NDArray[np.float64]:
+        """(M, d) of the real images that samples should look like."""
+        return self.stage.tested.features[self.stage.real(self.table.avoided)]
 
     def fingerprint(self, request: str, method: Method) -> str:
         return self._fingerprint(request, method.stated())

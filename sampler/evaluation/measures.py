@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from negindex.errors import OutOfRange, ShapeMismatch
+from negindex.sampler.evaluation.intervals import Figure, bootstrap
 
 Array = NDArray[np.floating]
 NEIGHBOURS = 3
@@ -41,6 +42,21 @@ def frechet(a: Gaussian, b: Gaussian) -> float:
     overlap = np.sqrt(np.clip(np.linalg.eigvalsh(root @ b.covariance @ root), 0, None)).sum()
     apart = float(((a.mean - b.mean) ** 2).sum())
     return max(apart + float(np.trace(a.covariance) + np.trace(b.covariance) - 2 * overlap), 0.0)
+
+
+def further(features: Array, than: Array, real: Array) -> Figure:
+    """By how much features (N, d) lie further from the real ones (M, d) than others of the same seeds (N, d).
+
+    The Fréchet distance's difference, with the bootstrap of seeds that both share: what both owe to them cancels.
+    """
+    if len(features) != len(than):
+        raise ShapeMismatch(f"{len(features)} samples beside {len(than)}; compare cells of the same seeds")
+    target = Gaussian.of(real)
+
+    def apart(drawn: NDArray[np.int64]) -> float:
+        return frechet(Gaussian.of(features[drawn]), target) - frechet(Gaussian.of(than[drawn]), target)
+
+    return bootstrap(apart, len(features))
 
 
 def covered(points: Array, by: Array, neighbours: int = NEIGHBOURS) -> NDArray[np.bool_]:

@@ -21,6 +21,7 @@ _HEADS = {
     "score": "mean score",
     "clip": "CLIP score",
     "fd": "FD",
+    "fd_more": "FD more than unguarded",
     "precision": "precision",
     "recall": "recall",
     "distance": "nearest real image",
@@ -29,9 +30,24 @@ _HEADS = {
     "seconds": "s an image",
     "cpu": "CPU s an image",
 }
-_OF_WORLDS = ("unwanted", "clean", "hit", "fd", "precision", "recall", "distance", "confidence", "vendi", "cpu")
+_OF_WORLDS = (
+    "unwanted",
+    "clean",
+    "hit",
+    "fd",
+    "fd_more",
+    "precision",
+    "recall",
+    "distance",
+    "confidence",
+    "vendi",
+    "cpu",
+)
 _SHARES = ("unwanted", "clean", "hit", "precision", "recall")
-_OF_REQUEST = {**dict.fromkeys((*UNSAFE, NOTHING), ("hit",)), KEPT: ("unwanted",)}  # columns that say nothing
+_OF_REQUEST = {  # columns that say nothing
+    **dict.fromkeys((*UNSAFE, NOTHING), ("hit", "fd_more")),
+    KEPT: ("unwanted", "fd_more"),
+}
 _HEAD, _BESIDE = "head", ("confidence", "recall", "vendi", "cpu")  # what a page's parts leave to the JSON
 _BLOCK = re.compile(r"(<!-- (?P<file>\S+\.json) (?P<part>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
