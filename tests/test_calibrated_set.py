@@ -560,6 +560,11 @@ def test_the_command_calibrates_and_status_tells(tmp_path):
     before = json.loads(ran("status", tmp_path / "set", "--json").stdout)
     assert (before["kernel"], before["calibrated_at"], before["rows_not_indexed"]) == ("literal", None, 400)
     assert ran("calibrate", tmp_path / "benign", "--like", tmp_path / "set").exit_code == 10
+    for plot, why in (("plot.xyz", "end its name in .png"), ("none/plot.png", "make it first")):
+        done = ran("calibrate", tmp_path / "set", "--plot", tmp_path / plot)
+        assert done.exit_code != 0
+        assert why in done.stderr
+    assert made["set"].calibration() is None, "what cannot be drawn is said before anything is learned"
     words = ("--by", "ann", "--reason", "first", "--plot", tmp_path / "plot.png")
     done = ran("calibrate", tmp_path / "set", "--reference", tmp_path / "benign", *words)
     assert done.exit_code == 0

@@ -60,6 +60,10 @@ def calibrate(
     """
     if reference is not None and like is not None:
         raise click.UsageError("--like takes over what another set learned; leave out --reference")
+    if plot is not None:
+        from negindex.tools.figures import can_be_written
+
+        can_be_written(plot)
     collection = open_set(set_path, key_file)
     if like is None:
         other = None if reference is None else open_set(reference)
