@@ -18,7 +18,7 @@ def blank(width: float, height: float) -> Any:
 
 
 def can_be_written(path: Path) -> None:
-    """Raise, before minutes are spent on what is to be drawn: NotThere, or InvalidInput for what is no picture's name."""
+    """Raise before minutes are spent on what is to be drawn: NotThere, InvalidInput for what is no picture's name."""
     known = blank(1, 1).canvas.get_supported_filetypes()
     if path.suffix.removeprefix(".").lower() not in known:
         listed = ", ".join(f".{ending}" for ending in known)
