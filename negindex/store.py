@@ -116,7 +116,7 @@ class Store:
         self._check_allowed(given)
         self._check_embedded(given)
         held = self.catalogue.held(given.keys)
-        clash = [key for key, d in zip(given.keys, given.digests, strict=True) if held.get(key, (0, d))[1] != d]
+        clash = [key for key, d in zip(given.keys, given.digests, strict=True) if key in held and held[key][1] != d]
         if clash:
             raise DuplicateKey(
                 f"{some_are(clash)} in force with other bytes; withdraw first, or use another key", clash
