@@ -196,7 +196,7 @@ class Collection(Following):
         return incoming(self._store.meta, rows, source_keys, label, sources, embeddings, embedded_by)
 
     def add_incoming(self, given: Incoming, *, reason: str = "", by: str = "") -> int:
-        """``add`` of rows that ``incoming`` has checked."""
+        """``add`` of rows that ``incoming`` has checked; they go in once, since the salts that bind them are drawn."""
         words = {} if given.embeddings is None else {"embedded_by": given.embedded_by}
         with self._store.writing():
             sealed, ids = self._store.seal(given)

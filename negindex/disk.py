@@ -13,13 +13,14 @@ import sqlite3
 import stat
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from negindex.errors import Locked, NotAllowed
 
-_PIECE = 1 << 22  # bytes read at a time
+_PIECE = 1 << 18  # bytes read at a time, which stay in the processor's cache
 ASIDE = ".aside"  # a file under this ending was never finished
 
 
@@ -83,9 +84,12 @@ class Disk:
         with open(path, "rb+") as file:
             os.fsync(file.fileno())
 
-    def create(self, path: Path, fill: Callable[[BinaryIO], None]) -> None:
+    def create(
+        self, path: Path, fill: Callable[[BinaryIO], None], meanwhile: Callable[[BinaryIO], None] = lambda file: None
+    ) -> None:
         """Make ``path`` with what ``fill`` writes: afterwards it is whole and on the disk.
 
+        meanwhile: reads what was written, in a thread of its own, while the disk takes it.
         On an error nothing is left; after a crash, at most a file ending in ASIDE,
         or a finished file that nothing names yet.
         """
@@ -93,7 +97,10 @@ class Disk:
         try:
             with open(aside, "w+b") as file:
                 self.write(file, fill)
-                self.sync(file)
+                with ThreadPoolExecutor(1, "negindex-reads") as beside:
+                    read = beside.submit(meanwhile, file)
+                    self.sync(file)
+                read.result()
             self.rename(aside, path)
             self.sync_directory(path.parent)
         except BaseException:
@@ -128,10 +135,16 @@ def check_private(file: BinaryIO, path: Path) -> None:
 
 def sha256_of(path: Path) -> str:
     """Hex digest of a file's bytes, read in pieces."""
-    digest, piece = hashlib.sha256(), memoryview(bytearray(_PIECE))
     with open(path, "rb", buffering=0) as file:
-        while size := file.readinto(piece):
-            digest.update(piece[:size])
+        return digest_of(file)
+
+
+def digest_of(file: BinaryIO) -> str:
+    """Hex sha256 of all that an open file holds, read in pieces."""
+    digest, piece, start = hashlib.sha256(), memoryview(bytearray(_PIECE)), 0
+    while size := os.preadv(file.fileno(), [piece], start):
+        digest.update(piece[:size])
+        start += size
     return digest.hexdigest()
 
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from negindex.binding import Binding, bind
 from negindex.errors import DuplicateKey, InvalidInput, NotFinite, ShapeMismatch
 from negindex.states import Meta, Provenance
 from negindex.text import all_unicode, is_unicode
@@ -31,6 +32,7 @@ class Incoming:
     embeddings: NDArray[np.floating] | None  # (N, E) float16
     digests: list[str]  # sha256 of each row's bytes, hex
     embedded_by: str = ""  # the fingerprint of the embeddings' model
+    binding: Binding | None = None  # to the log; None where it is yet to be made
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -49,7 +51,12 @@ class Incoming:
             sources=[self.sources[i] for i in places],
             embeddings=None if self.embeddings is None else self.embeddings[run],
             digests=[self.digests[i] for i in places],
+            binding=None if self.binding is None else self.binding.chosen(places),
         )
+
+    def bound(self) -> Binding:
+        """What the log will bind them by; drawn now where it was not before."""
+        return self.binding or bind(self.keys, self.labels, self.digests, self.sources)
 
 
 def incoming(
@@ -69,7 +76,8 @@ def incoming(
     if len(known) != len(stored):
         raise ShapeMismatch(f"{len(known)} sources for {len(stored)} rows; give one a row, or None")
     wide = None if embeddings is None else _as_embeddings(embeddings, len(stored))
-    return Incoming(stored, keys, labels, known, wide, digests_of(stored), embedded_by)
+    digests = digests_of(stored)
+    return Incoming(stored, keys, labels, known, wide, digests, embedded_by, bind(keys, labels, digests, known))
 
 
 def digests_of(rows: NDArray[np.generic]) -> list[str]:

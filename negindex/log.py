@@ -16,6 +16,8 @@ from functools import cache
 from json.encoder import encode_basestring
 from typing import Any, get_type_hints
 
+import numpy as np
+
 from negindex import merkle
 from negindex.errors import Damaged
 
@@ -83,13 +85,9 @@ def ranges(ids: Iterable[int]) -> Ranges:
     >>> ranges([7, 1, 2, 3])
     ((1, 3), (7, 7))
     """
-    runs: list[tuple[int, int]] = []
-    for i in sorted(ids):
-        if runs and runs[-1][1] == i - 1:
-            runs[-1] = (runs[-1][0], i)
-        else:
-            runs.append((i, i))
-    return tuple(runs)
+    ordered = np.sort(np.fromiter(ids, np.int64))
+    runs = np.split(ordered, np.flatnonzero(np.diff(ordered) != 1) + 1)
+    return tuple((int(run[0]), int(run[-1])) for run in runs if len(run))
 
 
 def count(runs: Ranges) -> int:

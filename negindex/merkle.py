@@ -37,9 +37,9 @@ def node_hash(left: bytes, right: bytes) -> bytes:
 
 def root(leaves: Iterable[bytes]) -> bytes:
     """The hash of a whole log, level by level; an odd one goes up as it is."""
-    level = [leaf_hash(leaf) for leaf in leaves]
+    level = list(map(leaf_hash, leaves))
     while len(level) > 1:
-        paired = [node_hash(left, right) for left, right in zip(level[::2], level[1::2], strict=False)]
+        paired = list(map(node_hash, level[::2], level[1::2]))
         level = paired + level[2 * len(paired) :]
     return level[0] if level else EMPTY_ROOT
 

@@ -81,7 +81,7 @@ CREATE TABLE backups (backup TEXT PRIMARY KEY, path TEXT NOT NULL, version INTEG
 
 _PRAGMAS = """
 PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA secure_delete = ON; PRAGMA temp_store = MEMORY;
-PRAGMA cache_size = -32768;
+PRAGMA cache_size = -32768; PRAGMA wal_autocheckpoint = 8192;
 CREATE TEMP TABLE some (id INTEGER PRIMARY KEY);
 """
 

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from negindex.disk import Disk, sha256_of
+from negindex.disk import Disk, digest_of
 from negindex.errors import Damaged
 from negindex.states import SegmentRecord
 
@@ -42,7 +42,13 @@ def write_segment(
             if embeddings is not None:
                 h5.create_dataset("embeddings", data=embeddings)
 
-    disk.create(path, fill)
+    digest = ""
+
+    def read(file: BinaryIO) -> None:
+        nonlocal digest
+        digest = digest_of(file)
+
+    disk.create(path, fill, read)
     size = 0 if embeddings is None else embeddings.shape[1]
     record = SegmentRecord(0, path.name, len(rows), path.stat().st_size, "", size)
     try:
@@ -54,7 +60,7 @@ def write_segment(
     if not same:
         path.unlink()
         raise OSError(errno.EIO, "the disk did not keep what was written; check it, then try again", str(path))
-    return sha256_of(path)
+    return digest
 
 
 def _same_bytes(kept: NDArray[np.generic], given: NDArray[np.generic]) -> bool:

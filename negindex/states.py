@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -117,21 +117,6 @@ class RowRecord(NamedTuple):
         if self.erased is not None:
             return "erased"
         return "withdrawn" if self.withdrawn is not None else "proposed" if self.added is None else "in force"
-
-
-class NewRows(NamedTuple):
-    """Rows about to be stored: those of one file, in its order."""
-
-    first: int  # id; the others follow
-    source_keys: Sequence[str]
-    labels: Sequence[str | None]
-    digests: Sequence[str]  # sha256 of their stored bytes, hex
-    sources: Sequence[Provenance]
-
-    @property
-    def ids(self) -> range:
-        """Theirs, by their places in the file."""
-        return range(self.first, self.first + len(self.source_keys))
 
 
 class ClaimRecord(NamedTuple):

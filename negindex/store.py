@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from negindex import segments, upkeep
 from negindex.alike import Likeness, hashes_of, likeness, listed_near
+from negindex.binding import NewRows
 from negindex.calibration import Calibration
 from negindex.catalogue import Backup, Catalogue
 from negindex.derived import DERIVED, Derived
@@ -47,7 +48,7 @@ from negindex.schema import IN_HOUSE
 from negindex.segment import SEGMENT_BYTES
 from negindex.segments import Holder, Segments, taken
 from negindex.snapshot import Parts, Snapshot
-from negindex.states import NewRows, Note, Outstanding, SegmentRecord
+from negindex.states import Note, Outstanding, SegmentRecord
 
 INDEXED = 0.1, 4096  # share of the rows, and number of them, that an index may lack before it is made anew
 CATALOGUE, SEGMENTS, MARK = "catalogue.sqlite", "segments", "BACKUP.json"
@@ -115,7 +116,7 @@ class Store:
         self._check_allowed(given)
         self._check_embedded(given)
         held = self.catalogue.held(given.keys)
-        clash = [key for key, d in zip(given.keys, given.digests, strict=True) if held.get(key, (0, d))[1] != d]
+        clash = [key for key, d in zip(given.keys, given.digests, strict=True) if key in held and held[key][1] != d]
         if clash:
             raise DuplicateKey(
                 f"{some_are(clash)} in force with other bytes; withdraw first, or use another key", clash
@@ -176,7 +177,7 @@ class Store:
         for start in range(0, len(fresh), step):
             part = fresh.chosen(range(start, min(start + step, len(fresh))))
             ids = np.arange(first + start, first + start + len(part), dtype=np.int64)
-            rows = NewRows(first + start, part.keys, part.labels, part.digests, part.sources)
+            rows = NewRows(first + start, part.keys, part.labels, part.digests, part.sources, part.bound())
             files.append((self._sealing(part, ids), rows))
         return files
 

@@ -440,9 +440,12 @@ class Array:
         for start in range(0, len(rows), step):
             some = np.asarray(rows[start : start + step])
             places = range(start, start + len(some))
-            named = [(f"{self.key}/{place}", None) for place in places] if told is None else islice(told, len(some))
-            keys, labels = map(list, zip(*named, strict=True))
-            yield Block(keys, [f"{self.path}/{place}" for place in places], some, labels=labels)
+            where = _numbered(str(self.path), places)
+            if told is None:
+                yield Block(_numbered(self.key, places), where, some)
+                continue
+            keys, labels = map(list, zip(*islice(told, len(some)), strict=True))
+            yield Block(keys, where, some, labels=labels)
 
     def count(self) -> int | None:
         """Along its first axis; None of a file that cannot be read, which is refused when it is reached."""
@@ -455,6 +458,10 @@ class Array:
     def row_shape(self) -> tuple[int, ...]:
         """One row's, where the first axis counts rows."""
         return tuple(rows_in(self.path).shape[1:])
+
+
+def _numbered(name: str, places: Iterable[int]) -> list[str]:
+    return [f"{name}/{place}" for place in places]
 
 
 class About(NamedTuple):

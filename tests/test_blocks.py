@@ -16,6 +16,7 @@ from negindex.log import bare_commitment, row_commitment
 from negindex.sampler import sources
 from negindex.sampler.ingest import chosen, ingest
 from negindex.sampler.sources import Block, singly, sources_of
+from negindex.states import Provenance
 from negindex.testing import FailingDisk, FaultyDisk, ShortDisk, points
 from negindex.text import all_unicode, is_unicode
 from negindex.tools import inputs
@@ -90,6 +91,30 @@ def test_a_shards_share_of_a_block_is_that_of_its_rows():
         assert held.keys == share
         assert held.labels == [key[1:] for key in share]
         assert held.rows[:, 0].tolist() == [float(key[1:]) for key in share]
+
+
+# -- many rows by one statement ----------------------------------------------------------------------
+
+
+def test_what_some_of_many_rows_have_is_on_record_for_those_alone(tmp_path):
+    """More rows than one statement takes, of which some are there already, and some have a label or a source."""
+    collection = Collection.create(tmp_path / "set", SHAPE, "mine")
+    rows = np.random.default_rng(3).standard_normal((2500, *SHAPE)).astype(np.float16)
+    keys = [f"k{place}" for place in range(len(rows))]
+    collection.add(rows[5:1900:7], keys[5:1900:7])
+    labels = ["odd" if place % 2 else None for place in range(len(rows))]
+    seen = [Provenance("ab" * 32, bytes(32), 50, b"png") if place == 2222 else None for place in range(len(rows))]
+    version = collection.add(rows, keys, label=labels, sources=seen)
+    assert collection.version(version).changed == len(rows) - len(keys[5:1900:7])
+    assert collection.source_keys("odd") == sorted(key for key in keys[1::2] if key not in keys[5:1900:7])
+    ids = collection.held(["k2222", "k2223"])
+    assert [one.image_sha256 for one in ids.values()] == ["ab" * 32, None]
+    found = collection.stored([one.row for one in ids.values()])
+    assert found.sources == [seen[2222], Provenance()]
+    assert dict(zip(found.keys, found.digests, strict=True)) == dict(
+        zip(keys[2222:2224], digests_of(rows[2222:2224]), strict=True)
+    )
+    assert collection.verify() == []
 
 
 # -- a file that is sealed beside its record -----------------------------------------------------------

@@ -1,6 +1,7 @@
 """A disk that fails, in any call of a change: the caller is told, nothing changed, and the next change works."""
 
 import errno
+import hashlib
 import os
 import resource
 import sqlite3
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from negindex import Collection
+from negindex.disk import Disk, digest_of
 from negindex.errors import Locked
 from negindex.segment import _same_bytes
 from negindex.testing import FailingDisk, ShortDisk, points
@@ -83,6 +85,15 @@ def test_bytes_that_the_disk_did_not_keep_are_noticed_before_the_commit(three):
     with nothing_changed(col), pytest.raises(OSError, match="did not keep what was written"):
         col.add(rows(50, seed=1), [f"more-{i}" for i in range(50)])
     assert col.add(rows(1, seed=1), ["d"]) == 2
+
+
+def test_what_is_read_while_the_disk_takes_a_file_is_all_of_it_and_no_file_is_left_where_that_fails(tmp_path):
+    content, read = bytes(range(256)) * 5000, []
+    Disk().create(tmp_path / "whole", lambda file: file.write(content), lambda file: read.append(digest_of(file)))
+    assert read == [hashlib.sha256(content).hexdigest()]
+    with pytest.raises(ZeroDivisionError):
+        Disk().create(tmp_path / "none", lambda file: file.write(content), lambda file: 1 / 0)
+    assert [file.name for file in tmp_path.iterdir()] == ["whole"]
 
 
 def test_a_withdrawal_that_fails_says_so_and_changes_nothing(three):

@@ -1,0 +1,65 @@
+"""What binds the log to rows that come in: a salt and a commitment each, and the Merkle root over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import NamedTuple
+
+from negindex.log import bare_commitment, new_salts, root_of, row_commitment
+from negindex.states import Provenance
+
+_NOTHING = Provenance()
+
+
+class Binding(NamedTuple):
+    """Of some rows, in their order. It goes on record once: rows that are stored again are bound anew."""
+
+    salts: Sequence[bytes]
+    commitments: Sequence[str]  # hex
+    root: str  # over the commitments, hex; "" of no row
+
+    @classmethod
+    def of(cls, salts: Sequence[bytes], commitments: Sequence[str]) -> Binding:
+        return cls(salts, commitments, root_of(commitments) if commitments else "")
+
+    def chosen(self, places: Sequence[int]) -> Binding:
+        """Of some of the rows, in the order of ``places``."""
+        return Binding.of([self.salts[i] for i in places], [self.commitments[i] for i in places])
+
+    def followed_by(self, other: Binding) -> Binding:
+        """Of these rows and others."""
+        return Binding.of([*self.salts, *other.salts], [*self.commitments, *other.commitments])
+
+
+class NewRows(NamedTuple):
+    """Rows about to be stored: those of one file, in its order."""
+
+    first: int  # id; the others follow
+    source_keys: Sequence[str]
+    labels: Sequence[str | None]
+    digests: Sequence[str]  # sha256 of their stored bytes, hex
+    sources: Sequence[Provenance]
+    binding: Binding
+
+    @property
+    def ids(self) -> range:
+        """Theirs, by their places in the file."""
+        return range(self.first, self.first + len(self.source_keys))
+
+
+def bind(
+    keys: Sequence[str], labels: Sequence[str | None], digests: Sequence[str], sources: Sequence[Provenance]
+) -> Binding:
+    """Bind rows under new salts. digests: sha256 of their stored bytes, hex."""
+    salts = new_salts(len(keys))
+    return Binding.of(salts, list(map(_commitment, salts, keys, labels, digests, sources)))
+
+
+def _commitment(salt: bytes, key: str, label: str | None, digest: str, seen: Provenance) -> str:
+    if seen == _NOTHING:
+        return bare_commitment(salt, key, label, digest)
+    pdq, png = seen.pdq, seen.thumbnail
+    kept: dict[str, str | int | None] = {"source_key": key, "label": label, "sha256": digest}
+    kept |= {"image_sha256": seen.image_sha256, "pdq": None if pdq is None else pdq.hex(), "quality": seen.quality}
+    return row_commitment(salt, kept | {"thumbnail": None if png is None else sha256(png).hexdigest()})
