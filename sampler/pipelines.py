@@ -131,7 +131,7 @@ def load_pipeline(folder: Path | str, **options: Any) -> Any:
     index = read_index(folder)
     name, left_out = index["_class_name"], {part: None for part, kind in index.items() if kind == [None, None]}
     kind = ClassConditionalPipeline if name == ClassConditionalPipeline.__name__ else DiffusionPipeline
-    return kind.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **left_out, **options)
+    return kind.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **{**left_out, **options})
 
 
 def read_index(folder: Path | str) -> dict[str, Any]:
