@@ -133,9 +133,9 @@ def part(
     leave_out: Sequence[str] = (),
     columns: Sequence[str] = _OF_WORLDS,
 ) -> Iterator[str]:
-    """The rows of one request, less the columns that say nothing of it and those that are left out."""
+    """The rows of one request, less the columns that say nothing of it, that are empty, or that are left out."""
     silent = (*_OF_REQUEST.get(request, ()), *leave_out)
-    spoken = [name for name in columns if name not in silent]
+    spoken = [name for name in columns if name not in silent and any(name in cell["measures"] for cell in cells)]
     heads = ["copies" if name == "hit" and request == KEPT else _HEADS[name].format(avoided=avoided) for name in spoken]
     yield f"| method | {' | '.join(heads)} |"
     yield "|---|" + "---|" * len(spoken)
