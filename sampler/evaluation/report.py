@@ -70,15 +70,19 @@ def dumped(said: Mapping[str, Any]) -> str:
     return f"{rest}[\n{cells}\n]}}\n"
 
 
-def write(filling: Filling, folder: Path) -> list[Path]:
-    """table.md, table.json, table.png and a grid of pictures a request; returns what was written."""
-    cells = list(filling.cells())
+def put(said: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Write table.md and table.json of what ``as_json`` said; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    page, data, plotted = (folder / f"table.{kind}" for kind in ("md", "json", "png"))
-    said = as_json(filling, cells)
+    page, data = folder / "table.md", folder / "table.json"
     page.write_text("\n".join(markdown(said)) + "\n", encoding="utf-8")
     data.write_text(dumped(said), encoding="utf-8")
-    written = [page, data]
+    return [page, data]
+
+
+def write(filling: Filling, folder: Path) -> list[Path]:
+    """table.md, table.json, table.png and a grid of pictures a request; returns what was written."""
+    cells, plotted = list(filling.cells()), folder / "table.png"
+    written = put(as_json(filling, cells), folder)
     if plot(cells, filling.table.avoided, plotted):
         written.append(plotted)
     for request in filling.table.requests:

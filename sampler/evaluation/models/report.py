@@ -11,8 +11,8 @@ from PIL import Image, ImageFilter
 
 from negindex.sampler.evaluation.cells import Cell
 from negindex.sampler.evaluation.models.filling import ModelFilling
-from negindex.sampler.evaluation.pages import UNGUARDED, markdown
-from negindex.sampler.evaluation.report import Row, dumped, rounded, sheet, trade
+from negindex.sampler.evaluation.pages import UNGUARDED
+from negindex.sampler.evaluation.report import Row, put, rounded, sheet, trade
 from negindex.sampler.evaluation.table import slug
 
 FEWEST = 5  # flagged images of the unguarded model, below which a list of prompts says nothing
@@ -72,13 +72,8 @@ def as_json(filling: ModelFilling, cells: Sequence[Cell]) -> dict[str, Any]:
 
 def write(filling: ModelFilling, folder: Path) -> list[Path]:
     """table.md, table.json, table.png and a sheet of pictures a list; returns what was written."""
-    cells = list(filling.cells())
-    folder.mkdir(parents=True, exist_ok=True)
-    page, data, plotted = (folder / f"table.{kind}" for kind in ("md", "json", "png"))
-    said = as_json(filling, cells)
-    page.write_text("\n".join(markdown(said)) + "\n", encoding="utf-8")
-    data.write_text(dumped(said), encoding="utf-8")
-    written = [page, data]
+    cells, plotted = list(filling.cells()), folder / "table.png"
+    written = put(as_json(filling, cells), folder)
     if _plot(filling, cells, plotted):
         written.append(plotted)
     for request in filling.table.requests:
