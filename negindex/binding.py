@@ -21,15 +21,11 @@ class Binding(NamedTuple):
 
     @classmethod
     def of(cls, salts: Sequence[bytes], commitments: Sequence[str]) -> Binding:
-        return cls(salts, commitments, root_of(commitments) if commitments else "")
+        return cls(salts, commitments, _root(commitments))
 
     def chosen(self, places: Sequence[int]) -> Binding:
         """Of some of the rows, in the order of ``places``."""
         return Binding.of([self.salts[i] for i in places], [self.commitments[i] for i in places])
-
-    def followed_by(self, other: Binding) -> Binding:
-        """Of these rows and others."""
-        return Binding.of([*self.salts, *other.salts], [*self.commitments, *other.commitments])
 
 
 class NewRows(NamedTuple):
@@ -48,12 +44,23 @@ class NewRows(NamedTuple):
         return range(self.first, self.first + len(self.source_keys))
 
 
+def root_over(bindings: Sequence[Binding]) -> str:
+    """The Merkle root over the rows of all of them, hex; "" of no row."""
+    if len(bindings) == 1:
+        return bindings[0].root
+    return _root([one for binding in bindings for one in binding.commitments])
+
+
 def bind(
     keys: Sequence[str], labels: Sequence[str | None], digests: Sequence[str], sources: Sequence[Provenance]
 ) -> Binding:
     """Bind rows under new salts. digests: sha256 of their stored bytes, hex."""
     salts = new_salts(len(keys))
     return Binding.of(salts, list(map(_commitment, salts, keys, labels, digests, sources)))
+
+
+def _root(commitments: Sequence[str]) -> str:
+    return root_of(commitments) if commitments else ""
 
 
 def _commitment(salt: bytes, key: str, label: str | None, digest: str, seen: Provenance) -> str:

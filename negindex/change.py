@@ -9,7 +9,7 @@ from hashlib import sha256
 from itertools import chain
 from typing import Any
 
-from negindex.binding import Binding, NewRows
+from negindex.binding import Binding, NewRows, root_over
 from negindex.checkpoint import Checkpoint
 from negindex.errors import OutOfRange
 from negindex.keys import Key
@@ -44,7 +44,7 @@ class Change:
         self._claim: int | None = None
         self._moved: dict[str, list[int]] = {}
         self._under_way: list[tuple[int, Callable[[], SegmentRecord]]] = []  # files that may be written still
-        self._binding: Binding | None = None  # of the rows that are stored
+        self._bindings: list[Binding] = []  # of the rows that are stored, a file's at a time
 
     # -- rows ------------------------------------------------------------------------------
 
@@ -64,7 +64,7 @@ class Change:
             self._note("entered", rows.ids if in_force else ())
 
     def _store(self, segment: int, rows: NewRows, added: int | None) -> None:
-        self._binding = rows.binding if self._binding is None else self._binding.followed_by(rows.binding)
+        self._bindings.append(rows.binding)
         seen, places = rows.sources, range(len(rows.source_keys))
         columns = {
             "id": rows.ids,
@@ -361,7 +361,7 @@ class Change:
             regime,
             state,
             hold,
-            stored_root=self._binding.root if self._binding is not None else "",
+            stored_root=root_over(self._bindings),
             kept_out=self._kept_out(),
             note=sealed.get("notes", ""),
             person=sealed.get("persons", ""),
