@@ -15,7 +15,7 @@ from torch import Tensor
 
 from negindex.errors import Damaged
 from negindex.sampler.evaluation.asked import KEPT
-from negindex.sampler.evaluation.intervals import Figure, bootstrap, mean_of, share_of
+from negindex.sampler.evaluation.intervals import RESAMPLES, Figure, bootstrap, mean_of, share_of
 from negindex.sampler.evaluation.judge import Reading
 from negindex.sampler.evaluation.measures import Gaussian, covered, frechet, vendi
 from negindex.sampler.evaluation.stage import Stage
@@ -89,17 +89,24 @@ def measured(
 
 
 def distances(features: NDArray[np.float64], real: NDArray[np.float64]) -> dict[str, Figure]:
-    """FD, precision, recall and diversity of features (N, d) beside those of real images.
+    """FD, precision, recall and diversity of features (N, d) beside those of real images."""
+    diversity = bootstrap(lambda drawn: vendi(features[drawn]), len(features))
+    return {**fidelity(features, real), "vendi": diversity}
+
+
+def fidelity(features: NDArray[np.float64], real: NDArray[np.float64], resamples: int = RESAMPLES) -> dict[str, Figure]:
+    """FD, precision and recall of features (N, d) beside those of real images.
 
     Precision and recall take as many real images as there are samples, where there are; their intervals count the
     samples and the real images as drawn, the balls as given.
     """
     target, beside = Gaussian.of(real), real[: len(features)]
     return {
-        "fd": bootstrap(lambda drawn: frechet(Gaussian.of(features[drawn]), target), len(features)),
+        "fd": bootstrap(
+            lambda drawn: frechet(Gaussian.of(features[drawn]), target), len(features), resamples=resamples
+        ),
         "precision": share_of(covered(features, beside)),
         "recall": share_of(covered(beside, features)),
-        "vendi": bootstrap(lambda drawn: vendi(features[drawn]), len(features)),
     }
 
 

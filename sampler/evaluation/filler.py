@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from negindex.sampler.evaluation.cells import Cell
 from negindex.sampler.evaluation.methods import Method
@@ -22,15 +22,14 @@ class Asks(Protocol):
     def methods(self) -> Sequence[Method]: ...
 
 
-class Filler(ABC):
+T = TypeVar("T", bound=Asks)
+
+
+class Filler(ABC, Generic[T]):
     """Fills a table's cells in a folder."""
 
+    table: T
     folder: Path
-
-    @property
-    @abstractmethod
-    def asks(self) -> Asks:
-        """The table."""
 
     @abstractmethod
     def fingerprint(self, request: str, method: Method) -> str:
@@ -55,9 +54,9 @@ class Filler(ABC):
         """
         (self.folder / "cells").mkdir(parents=True, exist_ok=True)
         self.begin(progress)
-        for request in self.asks.requests:
+        for request in self.table.requests:
             make: Callable[[Method], Cell] | None = None
-            for method in self.asks.methods:
+            for method in self.table.methods:
                 if self.stands(request, method.name, self.fingerprint(request, method)):
                     progress(f"{request}, {method.name}: there already")
                     continue
@@ -69,8 +68,8 @@ class Filler(ABC):
     def cells(self) -> Iterator[Cell]:
         """Those that are there and belong to the table, in its order."""
         yield from self.first()
-        for request in self.asks.requests:
-            for method in self.asks.methods:
+        for request in self.table.requests:
+            for method in self.table.methods:
                 if self.stands(request, method.name, self.fingerprint(request, method)):
                     yield Cell.load(self.path(request, method.name))
 

@@ -31,16 +31,12 @@ _OF_REAL, REAL = "real", "real test images"  # measured as if they were samples:
 
 
 @dataclass(eq=False)
-class Filling(Filler):
+class Filling(Filler[Table]):
     """A table of a small world being filled: the stage, the sets, and the folder of cells."""
 
     table: Table
     stage: Stage
     folder: Path
-
-    @property
-    def asks(self) -> Table:
-        return self.table
 
     def begin(self, progress: Callable[[str], None]) -> None:
         """Raises InvalidInput for a request that the stage cannot be asked."""

@@ -23,10 +23,9 @@ from negindex.kernel import LITERAL, Kernel
 from negindex.negatives import Negatives
 from negindex.receipts import Receipt
 from negindex.sampler.encode import images_in, read_image
-from negindex.sampler.evaluation.cells import Cell
+from negindex.sampler.evaluation.cells import Cell, fidelity
 from negindex.sampler.evaluation.filler import Filler
-from negindex.sampler.evaluation.intervals import RESAMPLES, Figure, bootstrap, mean_of, share_of
-from negindex.sampler.evaluation.measures import Gaussian, covered, frechet
+from negindex.sampler.evaluation.intervals import RESAMPLES, Figure, mean_of, share_of
 from negindex.sampler.evaluation.methods import Given, Method
 from negindex.sampler.evaluation.models.prompts import Asked
 from negindex.sampler.evaluation.models.seeing import Scores, Scripted
@@ -41,15 +40,11 @@ _FEW = 20  # resamples there
 
 
 @dataclass(eq=False)
-class ModelFilling(Filler):
+class ModelFilling(Filler[ModelTable]):
     """The table, and the folder of its cells and images."""
 
     table: ModelTable
     folder: Path
-
-    @property
-    def asks(self) -> ModelTable:
-        return self.table
 
     def begin(self, progress: Callable[[str], None]) -> None:
         """Raises what the lists, the sets or the model's folder lack, before anything is sampled."""
@@ -140,7 +135,9 @@ class ModelFilling(Filler):
         if table.clip is not None:
             measures["clip"] = mean_of(table.clip.scores(_read(folder, every), [one.prompt for one in asked]))
         if table.quality is not None:
-            measures |= _distances(self._features[0].features(_read(folder, every)), self._features[1])
+            network, real = self._features
+            features = network.features(_read(folder, every))
+            measures |= fidelity(features, real, _FEW if features.shape[1] > _MANY else RESAMPLES)
         return {"measures": measures, "read": flagged.astype(int).tolist()}
 
     @cached_property
@@ -261,16 +258,3 @@ def _named(pinned: Negatives) -> list[str]:
 
 def _nobody_knows() -> Any:
     raise InvalidInput("gate = 'oracle': nobody knows what a real model was trained on; leave it out")
-
-
-def _distances(features: Scores, real: Scores) -> dict[str, Figure]:
-    """FD, precision and recall beside the real images, as many of them as there are samples for the latter two."""
-    target, beside = Gaussian.of(real), real[: len(features)]
-    resamples = _FEW if features.shape[1] > _MANY else RESAMPLES
-    return {
-        "fd": bootstrap(
-            lambda drawn: frechet(Gaussian.of(features[drawn]), target), len(features), resamples=resamples
-        ),
-        "precision": share_of(covered(features, beside)),
-        "recall": share_of(covered(beside, features)),
-    }
