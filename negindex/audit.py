@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from typing import Any, NamedTuple
 
 from negindex import merkle
-from negindex.schema import SCHEMA
+from negindex.schema import schema_of
 
 
 class Fault(NamedTuple):
@@ -120,7 +120,7 @@ class Tables:
                         self.faults.add("catalogue", name, " ".join(map(ascii, row)))
         sql = "SELECT name, type, tbl_name, sql FROM sqlite_schema ORDER BY name"
         with self.section("sqlite_schema"), closing(sqlite3.connect(":memory:")) as fresh:
-            fresh.executescript(SCHEMA)
+            fresh.executescript(schema_of(next(self.ask("PRAGMA user_version"))[0]))
             for name, wanted, found in matched(fresh.execute(sql), self.ask(sql)):
                 if wanted != found:
                     self.faults.add("catalogue", ascii(name), "is not defined as this format defines it")

@@ -17,15 +17,11 @@ class Binding(NamedTuple):
 
     salts: Sequence[bytes]
     commitments: Sequence[str]  # hex
-    root: str  # over the commitments, hex; "" of no row
-
-    @classmethod
-    def of(cls, salts: Sequence[bytes], commitments: Sequence[str]) -> Binding:
-        return cls(salts, commitments, _root(commitments))
+    root: str | None  # over the commitments, hex; "" of no row, None where nobody has worked it out
 
     def chosen(self, places: Sequence[int]) -> Binding:
         """Of some of the rows, in the order of ``places``."""
-        return Binding.of([self.salts[i] for i in places], [self.commitments[i] for i in places])
+        return Binding([self.salts[i] for i in places], [self.commitments[i] for i in places], None)
 
 
 class NewRows(NamedTuple):
@@ -46,7 +42,7 @@ class NewRows(NamedTuple):
 
 def root_over(bindings: Sequence[Binding]) -> str:
     """The Merkle root over the rows of all of them, hex; "" of no row."""
-    if len(bindings) == 1:
+    if len(bindings) == 1 and bindings[0].root is not None:
         return bindings[0].root
     return _root([one for binding in bindings for one in binding.commitments])
 
@@ -56,7 +52,8 @@ def bind(
 ) -> Binding:
     """Bind rows under new salts. digests: sha256 of their stored bytes, hex."""
     salts = new_salts(len(keys))
-    return Binding.of(salts, list(map(_commitment, salts, keys, labels, digests, sources)))
+    commitments = list(map(_commitment, salts, keys, labels, digests, sources))
+    return Binding(salts, commitments, _root(commitments))
 
 
 def _root(commitments: Sequence[str]) -> str:

@@ -34,7 +34,19 @@ from negindex.hamming import Hashes
 from negindex.keys import Key
 from negindex.log import Record
 from negindex.merkle import Tree
-from negindex.schema import APPLICATION_ID, FORMAT, LIVE, PLACE, SCHEMA, connect, named
+from negindex.schema import (
+    APPLICATION_ID,
+    BY_DIGEST,
+    DIGITS,
+    FORMAT,
+    LIVE,
+    PLACE,
+    READ,
+    SCHEMA,
+    connect,
+    named,
+    to_newest,
+)
 from negindex.states import (
     ClaimRecord,
     DerivedRecord,
@@ -95,6 +107,17 @@ class Catalogue:
 
     def close(self) -> None:
         self._db.close()
+
+    def renew(self) -> None:
+        """Bring the record of an older format to the newest, in one transaction; for the only writer."""
+        if self.format != FORMAT:
+            with self._transaction():
+                to_newest(self._db)
+
+    @property
+    def format(self) -> int:
+        """Of the record, as it is now."""
+        return int(self.ask("PRAGMA user_version")[0][0])
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -327,7 +350,9 @@ class Catalogue:
 
     def ids_with(self, digests: Sequence[str]) -> dict[str, list[int]]:
         """{sha256: ids of the rows, in force or not, whose stored bytes have it}."""
-        return _grouped(self._each("SELECT sha256, id FROM rows WHERE sha256 IN", digests))
+        wanted = set(digests)
+        found = self._each(f"SELECT sha256, id FROM rows WHERE {BY_DIGEST} IN", sorted({d[:DIGITS] for d in wanted}))
+        return _grouped((digest, row_id) for digest, row_id in found if digest in wanted)
 
     def placed(self, ids: Sequence[int]) -> dict[int, tuple[int, int]]:
         """{id: (segment, place)} of the rows whose bytes are there."""
@@ -374,19 +399,18 @@ class Catalogue:
 
     def with_content(self, digests: Sequence[str]) -> dict[str, list[int]]:
         """{sha256: ids of the rows, in force or not, whose stored bytes or source image have it}."""
-        found = [
-            pair
-            for what in ("sha256", "image_sha256")
-            for pair in self._each(f"SELECT {what}, id FROM rows WHERE {what} IN", digests)
-        ]
-        return _grouped(found)
+        found = self.ids_with(digests)
+        for digest, row_id in self._each("SELECT image_sha256, id FROM rows WHERE image_sha256 IN", digests):
+            found.setdefault(digest, []).append(row_id)
+        return found
 
     def twins(self, ever: bool = False) -> list[list[int]]:
         """Ids of rows with the same stored bytes, and of those with the same source image, two or more each."""
-        sql = """SELECT {0}, id FROM rows WHERE {1} AND {0} IN (SELECT {0} FROM rows WHERE {0} IS NOT NULL AND {1}
-                 GROUP BY {0} HAVING count(*) > 1) ORDER BY id"""
-        found = [_grouped(self.ask(sql.format(what, _held(ever)))) for what in ("sha256", "image_sha256")]
-        return [ids for groups in found for ids in groups.values()]
+        sql = """SELECT {0}, id FROM rows WHERE {2} AND {1} IN (SELECT {1} FROM rows WHERE {0} IS NOT NULL AND {2}
+                 GROUP BY {1} HAVING count(*) > 1) ORDER BY id"""
+        kinds = (("sha256", BY_DIGEST), ("image_sha256", "image_sha256"))
+        found = [_grouped(self.ask(sql.format(*kind, _held(ever)))) for kind in kinds]
+        return [ids for groups in found for ids in groups.values() if len(ids) > 1]
 
     def pdqs(self, ids: Sequence[int] | None = None, ever: bool = False) -> tuple[Hashes, NDArray[np.int64]]:
         """PDQ hashes under their rows' ids, and their qualities (100 where nobody told), of some rows or of all.
@@ -574,18 +598,18 @@ class Catalogue:
                 raise found from error
 
     def _check_format(self) -> None:
-        (application,), (found,) = (self.ask(f"PRAGMA {name}")[0] for name in ("application_id", "user_version"))
-        if application != APPLICATION_ID:
+        found = self.format
+        if self.ask("PRAGMA application_id") != [(APPLICATION_ID,)]:
             raise NoCollection(f"{self.path} is not a negindex catalogue; name the directory of a collection")
         if found > FORMAT:
             raise NewerFormat(
                 f"{self.path.parent} has format {found}, and this negindex reads up to {FORMAT}; "
                 "install a newer negindex"
             )
-        if found < FORMAT:
+        if found not in READ:
             raise NotAllowed(
                 f"{self.path.parent} has format {found}, from before negindex was released, and this negindex reads "
-                f"{FORMAT}; build the set again from its sources"
+                f"{READ[0]} to {FORMAT}; build the set again from its sources"
             )
 
     def _read_meta(self) -> Meta:

@@ -188,12 +188,14 @@ class Collection(Following):
         sources: Sequence[Provenance | None] | None = None,
         embeddings: Tensor | ArrayLike | None = None,
         embedded_by: str = "",
+        finite: bool = False,
     ) -> Incoming:
         """Rows checked and hashed as ``add`` does first; changes nothing, and any thread may do it beside a change.
 
         They may share the memory of ``rows``, which stays as it is until they are added.
+        finite: the caller has looked them through for NaN and Inf, in the type that they are stored as.
         """
-        return incoming(self._store.meta, rows, source_keys, label, sources, embeddings, embedded_by)
+        return incoming(self._store.meta, rows, source_keys, label, sources, embeddings, embedded_by, finite)
 
     def add_incoming(self, given: Incoming, *, reason: str = "", by: str = "") -> int:
         """``add`` of rows that ``incoming`` has checked; they go in once, since the salts that bind them are drawn."""

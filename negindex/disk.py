@@ -13,7 +13,6 @@ import sqlite3
 import stat
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -84,12 +83,9 @@ class Disk:
         with open(path, "rb+") as file:
             os.fsync(file.fileno())
 
-    def create(
-        self, path: Path, fill: Callable[[BinaryIO], None], meanwhile: Callable[[BinaryIO], None] = lambda file: None
-    ) -> None:
+    def create(self, path: Path, fill: Callable[[BinaryIO], None]) -> None:
         """Make ``path`` with what ``fill`` writes: afterwards it is whole and on the disk.
 
-        meanwhile: reads what was written, in a thread of its own, while the disk takes it.
         On an error nothing is left; after a crash, at most a file ending in ASIDE,
         or a finished file that nothing names yet.
         """
@@ -97,10 +93,7 @@ class Disk:
         try:
             with open(aside, "w+b") as file:
                 self.write(file, fill)
-                with ThreadPoolExecutor(1, "negindex-reads") as beside:
-                    read = beside.submit(meanwhile, file)
-                    self.sync(file)
-                read.result()
+                self.sync(file)
             self.rename(aside, path)
             self.sync_directory(path.parent)
         except BaseException:
@@ -140,12 +133,18 @@ def sha256_of(path: Path) -> str:
 
 
 def digest_of(file: BinaryIO) -> str:
-    """Hex sha256 of all that an open file holds, read in pieces."""
-    digest, piece, start = hashlib.sha256(), memoryview(bytearray(_PIECE)), 0
-    while size := os.preadv(file.fileno(), [piece], start):
+    """Hex sha256 of all that an open file holds."""
+    digest = hashlib.sha256()
+    hash_part(digest, file)
+    return digest.hexdigest()
+
+
+def hash_part(digest: hashlib._Hash, file: BinaryIO, start: int = 0, stop: int | None = None) -> None:
+    """Take bytes start : stop of an open file into a hash, or all from ``start`` on; read in pieces."""
+    piece = memoryview(bytearray(_PIECE))
+    while size := os.preadv(file.fileno(), [piece if stop is None else piece[: stop - start]], start):
         digest.update(piece[:size])
         start += size
-    return digest.hexdigest()
 
 
 @contextmanager

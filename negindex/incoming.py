@@ -18,7 +18,7 @@ from negindex.states import Meta, Provenance
 from negindex.text import all_unicode, is_unicode
 
 _NOTHING = Provenance()
-_BLOCK = 1 << 20  # bytes of rows that are checked together: they stay in the processor's cache
+BLOCK = 1 << 20  # bytes of rows that are checked together: they stay in the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +67,13 @@ def incoming(
     sources: Sequence[Provenance | None] | None = None,
     embeddings: Tensor | ArrayLike | None = None,
     embedded_by: str = "",
+    finite: bool = False,
 ) -> Incoming:
-    """Check what a caller hands in; raises InvalidInput and its kin, naming what is wrong."""
-    stored = _as_stored(rows, meta.shape, meta.dtype)
+    """Check what a caller hands in; raises InvalidInput and its kin, naming what is wrong.
+
+    finite: the rows were found so before, by ``finite_rows`` as they will be stored, and are not looked through again.
+    """
+    stored = _as_stored(rows, meta.shape, meta.dtype, finite)
     keys = check_keys(source_keys, len(stored))
     labels = _spread(label, len(stored))
     known = [source or _NOTHING for source in sources] if sources else [_NOTHING] * len(stored)
@@ -114,26 +118,33 @@ def some_are(keys: Sequence[object]) -> str:
     return f"{shown} and {len(keys) - 5} more are" if len(keys) > 5 else f"{shown} {'is' if len(keys) == 1 else 'are'}"
 
 
-def _as_stored(rows: Tensor | ArrayLike, shape: tuple[int, ...], dtype: str) -> NDArray[np.floating]:
+def _as_stored(
+    rows: Tensor | ArrayLike, shape: tuple[int, ...], dtype: str, finite: bool = False
+) -> NDArray[np.floating]:
     array = _array(rows)
     if array.ndim < 1 or array.shape[1:] != shape:
         raise ShapeMismatch(f"rows of shape {array.shape} for a collection of {shape} rows; give (N, *{shape})")
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(array, dtype=dtype)
-    bad = np.flatnonzero(~finite_rows(stored))
+    if not finite:
+        _check_finite(stored)
+    return stored
+
+
+def _check_finite(rows: NDArray[np.floating]) -> None:
+    bad = np.flatnonzero(~finite_rows(rows))
     if len(bad):
         raise NotFinite(
-            f"{len(bad)} of {len(stored)} rows hold NaN, Inf, or values beyond {dtype}'s "
-            f"{np.finfo(dtype).max:g} (first at {bad[:10].tolist()}); leave them out"
+            f"{len(bad)} of {len(rows)} rows hold NaN, Inf, or values beyond {rows.dtype}'s "
+            f"{np.finfo(rows.dtype).max:g} (first at {bad[:10].tolist()}); leave them out"
         )
-    return stored
 
 
 def finite_rows(rows: NDArray[np.floating]) -> NDArray[np.bool_]:
     """(N,) whether a row (N, *S) is free of NaN and Inf; float16 by its exponents' bits, several times as fast."""
     flat = rows.reshape(len(rows), int(np.prod(rows.shape[1:])))
     sound = np.ones(len(flat), np.bool_)
-    step = max(1, _BLOCK // max(1, flat[:1].nbytes))
+    step = max(1, BLOCK // max(1, flat[:1].nbytes))
     for start in range(0, len(flat) if flat.size else 0, step):
         some = flat[start : start + step]
         if rows.dtype != np.float16:

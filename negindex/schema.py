@@ -10,16 +10,37 @@ from pathlib import Path
 from negindex.claim_rules import LIVE
 from negindex.errors import Damaged, Locked
 
-FORMAT = 4
+FORMAT = 5
+READ = (4, FORMAT)  # formats that can be read as they are; a set that is opened is brought to the newest
 APPLICATION_ID = 0x6E656769  # "negi"
 WAIT = 10.0  # seconds that another program may hold the database
 
-__all__ = ["APPLICATION_ID", "CLOSED", "FORMAT", "IN_HOUSE", "LIVE", "PLACE", "SCHEMA", "connect", "named", "now"]
+__all__ = [
+    "APPLICATION_ID",
+    "BY_DIGEST",
+    "CLOSED",
+    "DIGITS",
+    "FORMAT",
+    "IN_HOUSE",
+    "LIVE",
+    "PLACE",
+    "READ",
+    "SCHEMA",
+    "connect",
+    "named",
+    "now",
+    "schema_of",
+    "to_newest",
+]
 CLOSED = ("withdrawn", "erased")
 PLACE = "place"  # of the meta table: where rows lie, which is no part of what the set is
 IN_HOUSE = "in-house"  # the regime of claims that ``add`` opens by itself
 
-SCHEMA = """
+DIGITS = 8  # of a digest that its index holds: all 64 would be half of what an addition writes into the record
+BY_DIGEST = f"substr(sha256, 1, {DIGITS})"  # what the index is over; statements must say it in these words
+_DIGESTS = {4: "CREATE INDEX row_digest ON rows (sha256)", FORMAT: f"CREATE INDEX row_digest ON rows ({BY_DIGEST})"}
+
+SCHEMA = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE versions (
     version INTEGER PRIMARY KEY, at TEXT NOT NULL, action TEXT NOT NULL, claim INTEGER,
@@ -46,7 +67,7 @@ CREATE TABLE rows (
 ) STRICT;
 CREATE UNIQUE INDEX key_held ON rows (source_key) WHERE withdrawn IS NULL;
 CREATE INDEX row_key ON rows (source_key) WHERE withdrawn IS NOT NULL;
-CREATE INDEX row_digest ON rows (sha256);
+{_DIGESTS[FORMAT]};
 CREATE INDEX row_image ON rows (image_sha256) WHERE image_sha256 IS NOT NULL;
 CREATE INDEX row_label ON rows (label) WHERE label IS NOT NULL;
 CREATE INDEX row_place ON rows (segment, place);
@@ -84,6 +105,18 @@ PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA secure_delete = ON; 
 PRAGMA cache_size = -32768; PRAGMA wal_autocheckpoint = 8192;
 CREATE TEMP TABLE some (id INTEGER PRIMARY KEY);
 """
+
+
+def schema_of(number: int) -> str:
+    """The tables as a format that can be read has them."""
+    return SCHEMA.replace(_DIGESTS[FORMAT], _DIGESTS[number])
+
+
+def to_newest(db: sqlite3.Connection) -> None:
+    """Bring the tables of an older format to the newest, within the caller's transaction."""
+    db.execute("DROP INDEX row_digest")
+    db.execute(_DIGESTS[FORMAT])
+    db.execute(f"PRAGMA user_version = {FORMAT}")
 
 
 def connect(path: Path, mode: str = "rw") -> sqlite3.Connection:

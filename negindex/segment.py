@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import mmap
 import os
 import weakref
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,11 +18,12 @@ import h5py
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from negindex.disk import Disk, digest_of
+from negindex.disk import Disk, hash_part
 from negindex.errors import Damaged
 from negindex.states import SegmentRecord
 
 SEGMENT_BYTES = 1 << 30  # erasing a row rewrites at most this much
+_PART = 8 << 20  # bytes written at a time: these are hashed, and taken by the disk, while the next are written
 
 
 def write_segment(
@@ -34,21 +39,14 @@ def write_segment(
     Raises OSError when the disk did not keep what was written, before anything names the file.
     """
 
-    def fill(file: BinaryIO) -> None:
-        with h5py.File(file, "w") as h5:
-            h5.attrs["set_id"] = set_id
-            h5.create_dataset("rows", data=rows)  # contiguous: no chunks, no filters
-            h5.create_dataset("ids", data=ids)
-            if embeddings is not None:
-                h5.create_dataset("embeddings", data=embeddings)
-
+    arrays = {"rows": rows, "ids": ids} | ({} if embeddings is None else {"embeddings": embeddings})
     digest = ""
 
-    def read(file: BinaryIO) -> None:
+    def fill(file: BinaryIO) -> None:
         nonlocal digest
-        digest = digest_of(file)
+        digest = _fill(disk, file, set_id, arrays)
 
-    disk.create(path, fill, read)
+    disk.create(path, fill)
     size = 0 if embeddings is None else embeddings.shape[1]
     record = SegmentRecord(0, path.name, len(rows), path.stat().st_size, "", size)
     try:
@@ -61,6 +59,41 @@ def write_segment(
         path.unlink()
         raise OSError(errno.EIO, "the disk did not keep what was written; check it, then try again", str(path))
     return digest
+
+
+def _fill(disk: Disk, file: BinaryIO, set_id: str, arrays: Mapping[str, NDArray[np.generic]]) -> str:
+    """Write a whole file of arrays; returns its sha256.
+
+    What was written is hashed in a thread of its own, and the disk begins to take it, while the rest is written.
+    """
+    digest, end = hashlib.sha256(), 0
+    with ThreadPoolExecutor(1, "negindex-hashes") as hashes, ThreadPoolExecutor(1, "negindex-syncs") as syncs:
+        beside = []
+        for name, place in _lay_out(file, set_id, arrays):
+            flat = arrays[name].reshape(-1).view(np.uint8)
+            for start in range(0, len(flat), _PART):
+                file.seek(place + start)
+                first, end = end, place + start + file.write(flat[start : start + _PART].data)
+                file.flush()
+                beside.append(hashes.submit(hash_part, digest, file, first, end))
+                if start + _PART < len(flat):
+                    beside.append(syncs.submit(disk.sync, file))
+        for one in beside:
+            one.result()
+    hash_part(digest, file, end)
+    return digest.hexdigest()
+
+
+def _lay_out(file: BinaryIO, set_id: str, arrays: Mapping[str, NDArray[np.generic]]) -> list[tuple[str, int]]:
+    """Write all of the file but the arrays' own bytes; returns where each one's go, by place."""
+    plain = h5py.h5p.create(h5py.h5p.DATASET_CREATE)  # contiguous: no chunks, no filters
+    plain.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    plain.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    with h5py.File(file, "w") as h5:
+        h5.attrs["set_id"] = set_id
+        made = {name: h5.create_dataset(name, one.shape, one.dtype, dcpl=plain) for name, one in arrays.items()}
+        places = [(name, int(data.id.get_offset())) for name, data in made.items()]
+    return sorted(places, key=itemgetter(1))
 
 
 def _same_bytes(kept: NDArray[np.generic], given: NDArray[np.generic]) -> bool:

@@ -445,9 +445,10 @@ class Store:
             raise Locked(f"{self.path} is being read by another program; try again when it is done")
 
     def _open_up(self) -> None:
-        """Sweep what a crashed writer left, and settle; skipped while another writer is at work."""
+        """Renew an older record, sweep what a crashed writer left, and settle; not while another writer is at work."""
         try:
             with writer_lock(self.path, wait=0):
+                self.catalogue.renew()
                 named = {file.file for file in self.catalogue.segments()}
                 named |= {file.file for file in self.catalogue.derived()}
                 named |= {one.name for one in self.catalogue.outstanding()}

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from negindex.collection import Collection
-from negindex.incoming import Incoming, finite_rows
+from negindex.incoming import BLOCK, Incoming, finite_rows
 from negindex.sampler.sources import Block, Embedded, Item
 from negindex.states import Provenance
 
@@ -71,11 +71,19 @@ class Gathered:
         row: NDArray[Any] = self.parts[part][place - self.starts[part]]
         return row
 
-    def stack(self, rows: NDArray[Any]) -> None:
-        """Fill in the rows (N, *S) as they will be stored; what is beyond the stored type is Inf."""
+    def stack(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
+        """Fill in the rows (N, *S) as they will be stored; returns (N,) whether each is free of NaN and Inf.
+
+        What is beyond the stored type is Inf. Rows are looked through while they are in the processor's cache.
+        """
+        finite, step = np.empty(len(rows), np.bool_), max(1, BLOCK // max(1, rows[:1].nbytes))
         with np.errstate(over="ignore"):
             for start, part in zip(self.starts, self.parts, strict=True):
-                rows[start : start + len(part)] = part
+                for first in range(0, len(part), step):
+                    some = slice(start + first, start + min(first + step, len(part)))
+                    rows[some] = part[first : first + step]
+                    finite[some] = finite_rows(rows[some])
+        return finite
 
 
 class Ready(NamedTuple):
@@ -122,8 +130,7 @@ class Readying:
         if len(self._rooms[turn]) < len(batch):
             self._rooms[turn] = np.empty((len(batch), *self._collection.shape), self._collection.dtype)
         rows = self._rooms[turn][: len(batch)]
-        batch.stack(rows)
-        refused = _refused(batch, rows)
+        refused = _refused(batch, rows, batch.stack(rows))
         batch.parts.clear()
         places = _firsts(batch, rows, dict(refused))
         given = self._collection.incoming(
@@ -133,13 +140,13 @@ class Readying:
             sources=[batch.kept[i] for i in places],
             embeddings=np.stack([batch.embeddings[i] for i in places]) if batch.embedded and places else None,
             embedded_by=batch.embedded[1] if batch.embedded and places else "",
+            finite=True,
         )
         return Ready(batch, places, given, refused)
 
 
-def _refused(batch: Gathered, rows: NDArray[Any]) -> list[tuple[int, str]]:
+def _refused(batch: Gathered, rows: NDArray[Any], finite: NDArray[np.bool_]) -> list[tuple[int, str]]:
     """(place, why) of rows that cannot be stored."""
-    finite = finite_rows(rows)
     corner = rows.reshape(len(rows), -1)[:, 0] == 0  # few rows need to be looked through for another number
     found = []
     for place in np.flatnonzero(~finite | corner).tolist():

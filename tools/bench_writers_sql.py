@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from negindex.schema import LIVE, SCHEMA, connect, now
+from negindex.schema import BY_DIGEST, DIGITS, LIVE, SCHEMA, connect, now
 from negindex.tools.bench_writers import Changing, Way
 
 SPACE = "negindex_bench"  # the schema that is made and dropped again
@@ -75,7 +75,7 @@ def _changing(run: Run, begin: Callable[[], Any], end: Callable[[], Any], number
         key, row = f"{number}-{turn}", version  # ids follow the one order too
         digest = hashlib.sha256(key.encode()).hexdigest()
         run("SELECT id FROM rows WHERE withdrawn IS NULL AND source_key = ?", key)
-        run("SELECT id FROM rows WHERE sha256 = ?", digest)
+        run(f"SELECT id FROM rows WHERE {BY_DIGEST} = ? AND sha256 = ?", digest[:DIGITS], digest)
         run("INSERT INTO segments VALUES (?, ?, 1, 2048, ?, 0, ?, ?)", row, f"{row}.h5", digest, version, version)
         run("INSERT INTO claims VALUES (?, 'in-house', ?, NULL)", row, LIVE[0])
         run(
