@@ -52,7 +52,10 @@ def bind(
 ) -> Binding:
     """Bind rows under new salts. digests: sha256 of their stored bytes, hex."""
     salts = new_salts(len(keys))
-    commitments = list(map(_commitment, salts, keys, labels, digests, sources))
+    if sources.count(_NOTHING) == len(sources):
+        commitments = list(map(bare_commitment, salts, keys, labels, digests))
+    else:
+        commitments = list(map(_commitment, salts, keys, labels, digests, sources))
     return Binding(salts, commitments, _root(commitments))
 
 

@@ -18,7 +18,7 @@ from negindex.states import Meta, Provenance
 from negindex.text import all_unicode, is_unicode
 
 _NOTHING = Provenance()
-BLOCK = 1 << 20  # bytes of rows that are checked together: they stay in the processor's cache
+_BLOCK = 1 << 20  # bytes of rows that are checked together: they stay in the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +144,7 @@ def finite_rows(rows: NDArray[np.floating]) -> NDArray[np.bool_]:
     """(N,) whether a row (N, *S) is free of NaN and Inf; float16 by its exponents' bits, several times as fast."""
     flat = rows.reshape(len(rows), int(np.prod(rows.shape[1:])))
     sound = np.ones(len(flat), np.bool_)
-    step = max(1, BLOCK // max(1, flat[:1].nbytes))
+    step = max(1, _BLOCK // max(1, flat[:1].nbytes))
     for start in range(0, len(flat) if flat.size else 0, step):
         some = flat[start : start + step]
         if rows.dtype != np.float16:

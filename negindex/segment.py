@@ -9,7 +9,7 @@ import mmap
 import os
 import weakref
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO
@@ -38,7 +38,6 @@ def write_segment(
 
     Raises OSError when the disk did not keep what was written, before anything names the file.
     """
-
     arrays = {"rows": rows, "ids": ids} | ({} if embeddings is None else {"embeddings": embeddings})
     digest = ""
 
@@ -62,22 +61,28 @@ def write_segment(
 
 
 def _fill(disk: Disk, file: BinaryIO, set_id: str, arrays: Mapping[str, NDArray[np.generic]]) -> str:
-    """Write a whole file of arrays; returns its sha256.
+    """Write a whole file of arrays; returns its sha256, if the disk keeps the arrays as they were given.
 
-    What was written is hashed in a thread of its own, and the disk begins to take it, while the rest is written.
+    What was written is hashed, and taken by the disk, in threads of their own while the rest is written. These come
+    back to Python seldom: whoever holds its lock, as the thread that makes the next rows ready, keeps it for 5 ms.
     """
     digest, end = hashlib.sha256(), 0
     with ThreadPoolExecutor(1, "negindex-hashes") as hashes, ThreadPoolExecutor(1, "negindex-syncs") as syncs:
-        beside = []
+        beside: list[Future[None]] = []
+        syncing: Future[None] | None = None
         for name, place in _lay_out(file, set_id, arrays):
             flat = arrays[name].reshape(-1).view(np.uint8)
+            beside.append(hashes.submit(hash_part, digest, file, end, place))
+            end = place + len(flat)
             for start in range(0, len(flat), _PART):
+                part = flat[start : start + _PART].data
                 file.seek(place + start)
-                first, end = end, place + start + file.write(flat[start : start + _PART].data)
+                file.write(part)
                 file.flush()
-                beside.append(hashes.submit(hash_part, digest, file, first, end))
-                if start + _PART < len(flat):
-                    beside.append(syncs.submit(disk.sync, file))
+                beside.append(hashes.submit(digest.update, part))
+                if start + _PART < len(flat) and (syncing is None or syncing.done()):
+                    syncing = syncs.submit(disk.sync, file)  # of all that is written by then
+                    beside.append(syncing)
         for one in beside:
             one.result()
     hash_part(digest, file, end)
@@ -93,13 +98,14 @@ def _lay_out(file: BinaryIO, set_id: str, arrays: Mapping[str, NDArray[np.generi
         h5.attrs["set_id"] = set_id
         made = {name: h5.create_dataset(name, one.shape, one.dtype, dcpl=plain) for name, one in arrays.items()}
         places = [(name, int(data.id.get_offset())) for name, data in made.items()]
+    file.flush()
     return sorted(places, key=itemgetter(1))
 
 
 def _same_bytes(kept: NDArray[np.generic], given: NDArray[np.generic]) -> bool:
     """Bit for bit, a part at a time, so that little beside the two is held; eight bytes as one number."""
     a, b = (np.ascontiguousarray(one).reshape(-1).view(np.uint8) for one in (kept, given))
-    whole, step = len(a) - len(a) % 8, 1 << 20
+    whole, step = len(a) - len(a) % 8, 1 << 22
     return len(a) == len(b) and all(
         np.array_equal(one[start : start + step], two[start : start + step])
         for one, two in ((a[:whole].view(np.uint64), b[:whole].view(np.uint64)), (a[whole:], b[whole:]))

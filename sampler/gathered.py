@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from negindex.collection import Collection
-from negindex.incoming import BLOCK, Incoming, finite_rows
+from negindex.incoming import Incoming, finite_rows
 from negindex.sampler.sources import Block, Embedded, Item
 from negindex.states import Provenance
 
@@ -74,15 +74,14 @@ class Gathered:
     def stack(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
         """Fill in the rows (N, *S) as they will be stored; returns (N,) whether each is free of NaN and Inf.
 
-        What is beyond the stored type is Inf. Rows are looked through while they are in the processor's cache.
+        What is beyond the stored type is Inf.
         """
-        finite, step = np.empty(len(rows), np.bool_), max(1, BLOCK // max(1, rows[:1].nbytes))
+        finite = np.empty(len(rows), np.bool_)
         with np.errstate(over="ignore"):
             for start, part in zip(self.starts, self.parts, strict=True):
-                for first in range(0, len(part), step):
-                    some = slice(start + first, start + min(first + step, len(part)))
-                    rows[some] = part[first : first + step]
-                    finite[some] = finite_rows(rows[some])
+                some = slice(start, start + len(part))
+                rows[some] = part
+                finite[some] = finite_rows(rows[some])  # while they are in the processor's cache
         return finite
 
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from negindex import Collection
-from negindex.disk import Disk, digest_of
 from negindex.errors import Locked
 from negindex.segment import _same_bytes
 from negindex.testing import FailingDisk, ShortDisk, points
+from negindex.verify import verify
 
 SHAPE = (8,)
 ADD = ["write", "sync", "rename", "sync_directory", "commit"]
@@ -87,13 +87,23 @@ def test_bytes_that_the_disk_did_not_keep_are_noticed_before_the_commit(three):
     assert col.add(rows(1, seed=1), ["d"]) == 2
 
 
-def test_what_is_read_while_the_disk_takes_a_file_is_all_of_it_and_no_file_is_left_where_that_fails(tmp_path):
-    content, read = bytes(range(256)) * 5000, []
-    Disk().create(tmp_path / "whole", lambda file: file.write(content), lambda file: read.append(digest_of(file)))
-    assert read == [hashlib.sha256(content).hexdigest()]
-    with pytest.raises(ZeroDivisionError):
-        Disk().create(tmp_path / "none", lambda file: file.write(content), lambda file: 1 / 0)
-    assert [file.name for file in tmp_path.iterdir()] == ["whole"]
+@pytest.mark.parametrize("part", [8, 24, 1 << 20])
+def test_a_file_that_is_written_in_parts_is_whole_and_its_digest_is_on_record(three, monkeypatch, part):
+    monkeypatch.setattr("negindex.segment._PART", part)
+    three.add(rows(50, seed=1), [f"more-{i}" for i in range(50)], embeddings=rows(50, seed=2))
+    (file,) = [one for one in three.segments() if one.rows == 50]
+    assert file.sha256 == hashlib.sha256((three.path / "segments" / file.file).read_bytes()).hexdigest()
+    assert not verify(three.path).faults
+
+
+def test_a_disk_that_fails_while_the_rest_of_a_file_is_written_changes_nothing(three, monkeypatch):
+    monkeypatch.setattr("negindex.segment._PART", 16)
+    disk = FailingDisk(1, "before", errno.EIO, only="sync")
+    col = Collection.open(three.path, disk=disk)
+    with nothing_changed(col), pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        col.add(rows(50, seed=1), [f"more-{i}" for i in range(50)])
+    assert disk.calls[:2] == ["write", "sync"]  # before the whole was written, so before its last sync
+    assert col.add(rows(50, seed=1), [f"more-{i}" for i in range(50)]) == 2
 
 
 def test_a_withdrawal_that_fails_says_so_and_changes_nothing(three):
