@@ -71,18 +71,11 @@ class Gathered:
         row: NDArray[Any] = self.parts[part][place - self.starts[part]]
         return row
 
-    def stack(self, rows: NDArray[Any]) -> NDArray[np.bool_]:
-        """Fill in the rows (N, *S) as they will be stored; returns (N,) whether each is free of NaN and Inf.
-
-        What is beyond the stored type is Inf.
-        """
-        finite = np.empty(len(rows), np.bool_)
+    def stack(self, rows: NDArray[Any]) -> None:
+        """Fill in the rows (N, *S) as they will be stored; what is beyond the stored type is Inf."""
         with np.errstate(over="ignore"):
             for start, part in zip(self.starts, self.parts, strict=True):
-                some = slice(start, start + len(part))
-                rows[some] = part
-                finite[some] = finite_rows(rows[some])  # while they are in the processor's cache
-        return finite
+                rows[start : start + len(part)] = part
 
 
 class Ready(NamedTuple):
@@ -129,7 +122,8 @@ class Readying:
         if len(self._rooms[turn]) < len(batch):
             self._rooms[turn] = np.empty((len(batch), *self._collection.shape), self._collection.dtype)
         rows = self._rooms[turn][: len(batch)]
-        refused = _refused(batch, rows, batch.stack(rows))
+        batch.stack(rows)
+        refused = _refused(batch, rows)
         batch.parts.clear()
         places = _firsts(batch, rows, dict(refused))
         given = self._collection.incoming(
@@ -139,13 +133,14 @@ class Readying:
             sources=[batch.kept[i] for i in places],
             embeddings=np.stack([batch.embeddings[i] for i in places]) if batch.embedded and places else None,
             embedded_by=batch.embedded[1] if batch.embedded and places else "",
-            finite=True,
+            finite=True,  # by _refused
         )
         return Ready(batch, places, given, refused)
 
 
-def _refused(batch: Gathered, rows: NDArray[Any], finite: NDArray[np.bool_]) -> list[tuple[int, str]]:
+def _refused(batch: Gathered, rows: NDArray[Any]) -> list[tuple[int, str]]:
     """(place, why) of rows that cannot be stored."""
+    finite = finite_rows(rows)
     corner = rows.reshape(len(rows), -1)[:, 0] == 0  # few rows need to be looked through for another number
     found = []
     for place in np.flatnonzero(~finite | corner).tolist():
