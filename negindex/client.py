@@ -157,7 +157,7 @@ class RemoteSnapshot(Negatives):
 
     def answer(self, query: Query) -> Partial:
         parts = [self._posterior(query, some) for some in self._in_parts(query.x_t)]
-        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        whole = {name: _joined([part[name] for part in parts]) for name in parts[0]}
         ids = whole.pop("ids")
         heaviest = Heaviest(torch.zeros_like(ids), ids, whole.pop("log_weight"))
         told = Partial(
@@ -306,3 +306,8 @@ class RemoteSnapshot(Negatives):
     def _check_samples(self, x: Tensor) -> None:
         self.check_has_rows()
         super()._check_samples(x)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Arrays of consecutive samples as one; a single one as it is, without a copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

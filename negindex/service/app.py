@@ -124,13 +124,13 @@ class Watched:
             if not status:
                 await _problem(500, _TITLE, _OWN_FAULT)(scope, receive, noted)
             raise
-        finally:
-            self._log(scope, status, time.perf_counter() - began)
+        finally:  # answers that are ready go before what is said of this one
+            asyncio.get_running_loop().call_soon(self._log, scope, status, time.perf_counter() - began)
 
     def _log(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
-        self._state.metrics.request(route, status, seconds)
         seen = scope.get("state", {})
+        self._state.metrics.request(route, status, seconds, seen.get("stages", ()))
         caller = seen.get("caller")
         said = {"version": seen.get("version"), "samples": seen.get("samples")}
         said |= {"set": scope.get("path_params", {}).get("name"), "key": None if caller is None else caller.id}

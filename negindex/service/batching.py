@@ -7,12 +7,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from negindex.errors import NegindexError, Unreachable
 
 Q = TypeVar("Q")
 R = TypeVar("R")
+_STOPPING = "the service is stopping; ask another"
 
 
 class _Waiting(NamedTuple):
@@ -34,7 +36,7 @@ class Lane(Generic[Q, R]):
         self._answer, self._pool, self._most, self._limit = answer, pool, most, waiting
         self._groups: OrderedDict[Hashable, list[_Waiting]] = OrderedDict()
         self._samples = 0
-        self._task: asyncio.Task[None] | None = None
+        self._busy = False
 
     async def ask(self, group: Hashable, question: Q, size: int) -> tuple[R, float]:
         """The answer, and the seconds that the question waited. Raises Unreachable where too many wait, and what
@@ -45,23 +47,36 @@ class Lane(Generic[Q, R]):
         self._samples += size
         one = _Waiting(question, size, time.perf_counter(), asyncio.get_running_loop().create_future())
         self._groups.setdefault(group, []).append(one)
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._work())
+        if not self._busy:
+            self._busy = True
+            asyncio.get_running_loop().call_soon(self._begin)  # with whoever else has come by then
         told: tuple[R, float] = await one.told
         return told
 
-    async def _work(self) -> None:
-        while self._groups:
-            some = self._next()
-            began = time.perf_counter()
-            told: Sequence[R | BaseException] = [Unreachable("the service is stopping; ask another")] * len(some)
-            try:
-                loop = asyncio.get_running_loop()
-                told = await loop.run_in_executor(self._pool, self._told, [one.question for one in some])
-            finally:  # whatever happens, nobody waits for ever
-                for one, answer in zip(some, told, strict=True):
-                    self._samples -= one.size
-                    _tell(one, answer, began)
+    def _begin(self) -> None:
+        some = self._next()
+        try:
+            self._pool.submit(self._work, asyncio.get_running_loop(), some)
+        except RuntimeError:  # the pool takes nothing any more
+            self._end(some, [Unreachable(_STOPPING)] * len(some), time.perf_counter())
+
+    def _work(self, loop: asyncio.AbstractEventLoop, some: list[_Waiting]) -> None:
+        """In the pool."""
+        began = time.perf_counter()
+        told: Sequence[R | BaseException] = [Unreachable(_STOPPING)] * len(some)
+        try:
+            told = self._told([one.question for one in some])
+        finally:  # whatever happens, nobody waits for ever
+            with suppress(RuntimeError):  # a loop that has ended has nobody who waits
+                loop.call_soon_threadsafe(self._end, some, told, began)
+
+    def _end(self, some: Sequence[_Waiting], told: Sequence[R | BaseException], began: float) -> None:
+        for one, answer in zip(some, told, strict=True):
+            self._samples -= one.size
+            _tell(one, answer, began)
+        self._busy = bool(self._groups)
+        if self._busy:
+            self._begin()
 
     def _next(self) -> list[_Waiting]:
         """As many of the group that waits longest as one call takes; at least one."""

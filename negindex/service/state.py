@@ -92,7 +92,6 @@ class State:
             lane = self._lanes[held] = Lane(answer, self.pool, most, waiting)
         since = time.time_ns()
         told, waited = await lane.ask(question.group, question, samples)
-        self.metrics.stage("wait", waited)
         return told._replace(stages=(Stage("wait", since, since + int(1e9 * waited)), *told.stages))
 
     async def _watch(self) -> None:

@@ -22,6 +22,7 @@ from negindex.errors import InvalidInput
 MEDIA_TYPE = "application/x-safetensors"
 HEADER_BYTES = 1 << 16
 DIMENSIONS = 12  # more than any row has
+_NUMBERS = 1 << 60  # of an array, were none of its dimensions 0: beyond it none can be made
 KEPT = 64  # headers that are remembered
 _SHORT = 1 << 12  # bytes of a header that is
 TYPES = {
@@ -127,8 +128,8 @@ def _place(name: str, part: Mapping[str, Any]) -> _Place:
     kind, shape, (start, stop) = part["dtype"], part["shape"], part["data_offsets"]
     if not isinstance(shape, list) or not all(type(number) is int and number >= 0 for number in shape):
         raise ValueError(f"{name} of shape {shape!r}")
-    if len(shape) > DIMENSIONS:
-        raise ValueError(f"{name} of {len(shape)} dimensions")
+    if len(shape) > DIMENSIONS or prod(number or 1 for number in shape) > _NUMBERS:
+        raise ValueError(f"{name} of shape {shape!r}")
     count = prod(shape)
     if type(start) is not int or type(stop) is not int or count * TYPES[kind].itemsize != stop - start:
         raise ValueError(f"{name} of shape {shape} at {start!r} to {stop!r}")
