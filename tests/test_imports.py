@@ -53,7 +53,7 @@ LAYERS = [  # lowest first; a module may import from lower layers and, within th
     ["scheduled", "encoding"],
     ["state", "janitor"],
     ["document"],
-    ["routes"],
+    ["routes", "straight"],
     ["operations"],
     ["words", "plot", "images", "sessions", "noted", "erasures"],
     ["rendering"],

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Executor
 from contextlib import suppress
+from functools import partial
+from queue import SimpleQueue
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from negindex.errors import NegindexError, Unreachable
@@ -15,6 +17,41 @@ from negindex.errors import NegindexError, Unreachable
 Q = TypeVar("Q")
 R = TypeVar("R")
 _STOPPING = "the service is stopping; ask another"
+
+
+class Threads:
+    """A few threads that do what they are given. ``concurrent.futures`` does more around each piece of work than a
+    look-up's part of a millisecond leaves room for; here nobody asks what came of it.
+    """
+
+    def __init__(self, count: int, name: str) -> None:
+        """They begin with the first piece of work."""
+        self._given: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._count, self._name, self._ended = count, name, False
+        self._threads: list[threading.Thread] = []
+
+    def give(self, work: Callable[[], None]) -> None:
+        """Have it done; it may raise nothing. Raises Unreachable after ``shutdown``. For one thread."""
+        if self._ended:
+            raise Unreachable(_STOPPING)
+        while len(self._threads) < self._count:
+            number = len(self._threads)
+            self._threads.append(threading.Thread(target=self._work, name=f"{self._name}-{number}", daemon=True))
+            self._threads[-1].start()
+        self._given.put(work)
+
+    def shutdown(self) -> None:
+        """Finish what was given, and end."""
+        self._ended = True
+        for _ in self._threads:
+            self._given.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while (work := self._given.get()) is not None:
+            work()
+            del work  # it holds samples
 
 
 class _Waiting(NamedTuple):
@@ -31,7 +68,7 @@ class Lane(Generic[Q, R]):
     Not for several threads: it lives in one event loop.
     """
 
-    def __init__(self, answer: Callable[[Sequence[Q]], Sequence[R]], pool: Executor, most: int, waiting: int) -> None:
+    def __init__(self, answer: Callable[[Sequence[Q]], Sequence[R]], pool: Threads, most: int, waiting: int) -> None:
         """answer: of questions of one group, in ``pool``. most: samples of one call; waiting: that may wait."""
         self._answer, self._pool, self._most, self._limit = answer, pool, most, waiting
         self._groups: OrderedDict[Hashable, list[_Waiting]] = OrderedDict()
@@ -56,9 +93,9 @@ class Lane(Generic[Q, R]):
     def _begin(self) -> None:
         some = self._next()
         try:
-            self._pool.submit(self._work, asyncio.get_running_loop(), some)
-        except RuntimeError:  # the pool takes nothing any more
-            self._end(some, [Unreachable(_STOPPING)] * len(some), time.perf_counter())
+            self._pool.give(partial(self._work, asyncio.get_running_loop(), some))
+        except Unreachable as error:
+            self._end(some, [error] * len(some), time.perf_counter())
 
     def _work(self, loop: asyncio.AbstractEventLoop, some: list[_Waiting]) -> None:
         """In the pool."""
