@@ -72,7 +72,7 @@ def _written(layout: tuple[tuple[str, str, tuple[int, ...]], ...], said: str) ->
 
 def _numbers(array: Tensor) -> npt.NDArray[Any]:
     """The array's bytes, one after the other; copied only where they do not lie so."""
-    bits = array.view(torch.int16) if array.dtype is torch.bfloat16 else array
+    bits = array.detach().view(torch.int16) if array.dtype is torch.bfloat16 else array
     return np.ascontiguousarray(bits.numpy(force=True))
 
 
