@@ -48,7 +48,7 @@ LAYERS = [  # lowest first; a module may import from lower layers and, within th
     ["grants", "kept"],
     ["people"],
     ["sign_on"],
-    ["access", "metrics", "limits", "provider", "tracing"],
+    ["access", "metrics", "limits", "provider", "tracing", "parsing"],
     ["answering", "batching", "alarms"],
     ["scheduled", "encoding"],
     ["state", "janitor"],
