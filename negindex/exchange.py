@@ -1,7 +1,7 @@
-"""One connection over HTTP/1.1: a request leaves in one piece, and its answer is read into the memory it stays in.
+"""One connection over HTTP/1.1: a request leaves in one piece, and its answer is read by a parser in C.
 
 ``http.client`` sends head and body apart, so that the service wakes twice, and reads the answer's head as if it were
-an e-mail: together a millisecond of a step of a few. What is read here is what is needed: a status and a length.
+an e-mail: together a millisecond of a step of a few.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ import socket
 import ssl
 from typing import NamedTuple
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
+
 from negindex.errors import Unreachable
 
 ANSWER_BYTES = 1 << 30
 _HEAD_BYTES = 1 << 16
-_PIECE = 1 << 13  # read at once while the head is not there: what it holds of the body is copied
+_PIECE = 1 << 18  # bytes read at once
 
 
 class Answer(NamedTuple):
@@ -31,6 +33,7 @@ class Connection:
         """timeout: seconds for each part of an answer to come."""
         self._address, self._timeout, self._tls = (host, port), timeout, tls
         self._socket: socket.socket | None = None
+        self._piece = bytearray(_PIECE)
         self.reusable = False
 
     def ask(self, head: bytes, body: bytes) -> Answer:
@@ -40,17 +43,14 @@ class Connection:
         self.reusable = False
         opened = self._socket = self._socket or self._open()
         _send(opened, head, body)
-        status, length, stays, begun = _read_head(opened)
-        answer = bytearray(length)
-        answer[: len(begun)] = begun
-        view, place = memoryview(answer), len(begun)
-        while place < length:
-            count = opened.recv_into(view[place:])
+        reading, view = _Reading(), memoryview(self._piece)
+        while not reading.ended:
+            count = opened.recv_into(view)
             if not count:
-                raise ConnectionResetError(f"the answer broke off after {place} of {length} bytes")
-            place += count
-        self.reusable = stays
-        return Answer(status, answer)
+                raise ConnectionResetError(reading.broken_off())
+            reading.take(view[:count])
+        self.reusable = reading.stays
+        return Answer(reading.status, reading.body)
 
     def close(self) -> None:
         """Close it; the next question opens it again."""
@@ -71,6 +71,55 @@ class Connection:
             raise
 
 
+class _Reading:
+    """An answer while it comes. The parser calls what begins with ``on_``; what these raise, it raises as its own."""
+
+    def __init__(self) -> None:
+        self._parser = HttpResponseParser(self)
+        self._length: int | None = None
+        self._beside = 0  # bytes that are no body
+        self.status, self.body, self.ended, self.stays = 0, bytearray(), False, False
+
+    def take(self, piece: memoryview) -> None:
+        """What came. Raises Unreachable where it is no answer, or one of no stated length."""
+        self._beside += len(piece)
+        try:
+            self._parser.feed_data(piece)
+        except (HttpParserError, HttpParserUpgrade) as error:
+            cause = error.__context__ if isinstance(error.__context__, Unreachable) else None
+            raise cause or Unreachable(f"no answer of a service, but {bytes(piece[:40])!r}") from error
+        if self._beside > _HEAD_BYTES:
+            raise Unreachable(f"an answer with a head of more than {_HEAD_BYTES} bytes")
+
+    def broken_off(self) -> str:
+        """What to say of an answer that does not come to its end."""
+        if self.body:
+            return f"the answer broke off after {len(self.body)} of {self._length} bytes"
+        return "the answer's head broke off" if self._beside else "closed without an answer"
+
+    def on_message_begin(self) -> None:
+        if self.ended:
+            raise Unreachable("more than one answer to one question")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"content-length" and value.isdigit():
+            self._length = int(value)
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status >= 200 and status not in (204, 304) and (self._length is None or self._length > ANSWER_BYTES):
+            raise Unreachable(f"an answer of {self._length} bytes, at most {ANSWER_BYTES} of a stated length")
+
+    def on_body(self, some: bytes) -> None:
+        self._beside -= len(some)
+        self.body += some
+
+    def on_message_complete(self) -> None:
+        self.status = self._parser.get_status_code()
+        if self.status >= 200:  # what comes before is no answer yet
+            self.ended, self.stays = True, self._parser.should_keep_alive()
+
+
 def _send(opened: socket.socket, head: bytes, body: bytes) -> None:
     """Head and body in one system call, if the system takes them at once."""
     if isinstance(opened, ssl.SSLSocket):
@@ -79,52 +128,3 @@ def _send(opened: socket.socket, head: bytes, body: bytes) -> None:
     sent = opened.sendmsg([head, body])
     if sent < len(head) + len(body):
         opened.sendall((head + body)[sent:])
-
-
-def _read_head(opened: socket.socket) -> tuple[int, int, bool, bytes]:
-    """Status, length of the body, whether the connection stays, and what came of the body already."""
-    came, read = b"", 0
-    while True:
-        while (end := came.find(b"\r\n\r\n")) < 0:
-            piece = opened.recv(_PIECE)
-            if not piece:
-                raise ConnectionResetError("the answer's head broke off" if came else "closed without an answer")
-            came, read = came + piece, read + len(piece)
-            if read > _HEAD_BYTES:
-                raise Unreachable(f"an answer with a head of more than {_HEAD_BYTES} bytes")
-        status, length, stays = _parsed(came[:end])
-        came = came[end + 4 :]
-        if status >= 200:  # what comes before is no answer yet
-            break
-    if len(came) > length:
-        raise Unreachable(f"an answer of more than the {length} bytes that it was said to have")
-    return status, length, stays, came
-
-
-def _parsed(head: bytes) -> tuple[int, int, bool]:
-    """Status, length, and whether the connection stays open. Raises Unreachable for a head that says none of it."""
-    line, *fields = head.split(b"\r\n")
-    version, _, status = line[:12].partition(b" ")
-    if version not in (b"HTTP/1.1", b"HTTP/1.0") or not (status.isdigit() and len(status) == 3):
-        raise Unreachable(f"no answer of a service, but {line[:40]!r}")
-    stays, length = version == b"HTTP/1.1", b""
-    for field in fields:
-        name, _, value = field.partition(b":")
-        name, value = name.lower(), value.strip()
-        if name == b"content-length":
-            length = value if length in (b"", value) else b"several"
-        elif name == b"transfer-encoding":
-            length = b"several"  # whatever length is told beside it
-        elif name == b"connection":
-            said = value.lower()
-            stays = b"keep-alive" in said or (stays and b"close" not in said)
-    return int(status), _length(int(status), length), stays
-
-
-def _length(status: int, said: bytes) -> int:
-    if status < 200 or status in (204, 304):
-        return 0
-    if not said.isdigit() or len(said) > 18 or int(said) > ANSWER_BYTES:
-        named = said.decode("latin-1")[:40] or "unstated"
-        raise Unreachable(f"an answer of {named} bytes, at most {ANSWER_BYTES} of a stated length")
-    return int(said)
