@@ -87,7 +87,10 @@ class Lane(Generic[Q, R]):
         if not self._busy:
             self._busy = True
             asyncio.get_running_loop().call_soon(self._begin)  # with whoever else has come by then
-        told: tuple[R, float] = await one.told
+        try:
+            told: tuple[R, float] = await one.told
+        finally:
+            del one  # an error holds this frame: were it held here in turn, the files that it was about would stay open
         return told
 
     def _begin(self) -> None:
@@ -106,6 +109,7 @@ class Lane(Generic[Q, R]):
         finally:  # whatever happens, nobody waits for ever
             with suppress(RuntimeError):  # a loop that has ended has nobody who waits
                 loop.call_soon_threadsafe(self._end, some, told, began)
+            del some, told  # an error holds this frame; see ``ask``
 
     def _end(self, some: Sequence[_Waiting], told: Sequence[R | BaseException], began: float) -> None:
         for one, answer in zip(some, told, strict=True):
