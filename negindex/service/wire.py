@@ -13,7 +13,6 @@ from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -70,10 +69,10 @@ def _written(layout: tuple[tuple[str, str, tuple[int, ...]], ...], said: str) ->
     return len(text).to_bytes(8, "little") + text, [name for name, _, _ in order]
 
 
-def _numbers(array: Tensor) -> npt.NDArray[Any]:
+def _numbers(array: Tensor) -> memoryview:
     """The array's bytes, one after the other; copied only where they do not lie so."""
     bits = array.detach().view(torch.int16) if array.dtype is torch.bfloat16 else array
-    return np.ascontiguousarray(bits.numpy(force=True))
+    return np.ascontiguousarray(bits.numpy(force=True)).data
 
 
 def unpacked(body: bytearray, wanted: Arrays) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -101,7 +100,7 @@ class _Place(NamedTuple):
 
     kind: str
     shape: tuple[int, ...]
-    count: int  # of numbers
+    numbers: int  # in it
     start: int  # bytes
 
 
@@ -112,10 +111,10 @@ def _read(text: bytes) -> tuple[dict[str, _Place], int, dict[str, Any]]:
     if not isinstance(said, dict):
         raise TypeError("what is said is no object")
     places, end = {name: _place(name, part) for name, part in header.items()}, 0
-    for place in sorted(places.values(), key=lambda one: (one.start, one.count)):
+    for place in sorted(places.values(), key=lambda one: (one.start, one.numbers)):
         if place.start != end:
             raise ValueError(f"an array at {place.start} after {end}")
-        end += place.count * TYPES[place.kind].itemsize
+        end += place.numbers * TYPES[place.kind].itemsize
     return places, end, said
 
 
@@ -163,9 +162,9 @@ def _array(body: bytearray, first: int, name: str, place: _Place, wanted: Array)
     if wanted.dimensions is not None and len(place.shape) != wanted.dimensions:
         raise ValueError(f"{name} of {len(place.shape)} dimensions")
     kind, start = TYPES[place.kind], first + place.start
-    if not place.count:
+    if not place.numbers:
         return torch.empty(place.shape, dtype=kind)
     if start % kind.itemsize:  # another writer's header need not end at a multiple of eight
-        body, start = body[start : start + place.count * kind.itemsize], 0
-    flat = torch.frombuffer(body, dtype=kind, count=place.count, offset=start)
+        body, start = body[start : start + place.numbers * kind.itemsize], 0
+    flat = torch.frombuffer(body, dtype=kind, count=place.numbers, offset=start)
     return flat if len(place.shape) == 1 else flat.reshape(place.shape)
