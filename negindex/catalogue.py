@@ -173,6 +173,11 @@ class Catalogue:
         """The version in force now."""
         return self._versions("ORDER BY version DESC LIMIT 1")[0]
 
+    def number(self) -> int:
+        """The version in force now, by its number alone: asked at each step of each image."""
+        ((found,),) = self.ask("SELECT max(version) FROM versions")
+        return int(found)
+
     def version(self, number: int) -> Version:
         """One version; raises UnknownVersion."""
         found = self._versions("WHERE version = ?", number)

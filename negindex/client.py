@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from negindex.line import Line
 from negindex.moments import Moments
 from negindex.near import Near
 from negindex.negatives import Following, Negatives, Query, Reach, row_elements
+from negindex.noise import NoiseLevel
 from negindex.partial import Heaviest, Origin, Partial
 from negindex.service import bodies
 from negindex.service.bodies import digests_array, digests_of, kernel_arrays, name_of
@@ -156,8 +158,9 @@ class RemoteSnapshot(Negatives):
         return self._set.kernel(self.version, self._kernel)
 
     def answer(self, query: Query) -> Partial:
-        parts = [self._posterior(query, some) for some in self._in_parts(query.x_t)]
-        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        several = self._in_parts(query.x_t)
+        parts = [self._posterior(query if len(several) == 1 else _some(query, one)) for one in several]
+        whole = {name: _joined([part[name] for part in parts]) for name in parts[0]}
         ids = whole.pop("ids")
         heaviest = Heaviest(torch.zeros_like(ids), ids, whole.pop("log_weight"))
         told = Partial(
@@ -237,13 +240,13 @@ class RemoteSnapshot(Negatives):
 
     def _in_parts(self, x: Tensor) -> list[slice]:
         """As many samples at once as the service takes; one part where there is none."""
-        room = max(1, (self._most_bytes - _SPARE) // max(1, x[:1].nbytes))
+        one = row_elements(self.shape) * x.element_size()
+        room = max(1, (self._most_bytes - _SPARE) // one)
         step = min(room, self._most_samples)
         return [slice(start, start + step) for start in range(0, max(len(x), 1), step)]
 
-    def _posterior(self, query: Query, some: slice) -> dict[str, Tensor]:
-        x_t = query.x_t[some].detach()
-        arrays = {"x_t": x_t, "alpha": query.level.alpha[some], "sigma": query.level.sigma[some]}
+    def _posterior(self, query: Query) -> dict[str, Tensor]:
+        arrays = {"x_t": query.x_t, "alpha": query.level.alpha, "sigma": query.level.sigma}
         k = None if query.k is None else min(query.k, self._count)  # a member of a union may have fewer rows
         said = self._asked() | {"kernel": query.kernel.fingerprint, "k": k, "error": query.error}
         if query.names is not None:
@@ -251,7 +254,7 @@ class RemoteSnapshot(Negatives):
         whole = kernel_arrays(query.kernel)
         if "projection" not in whole and query.kernel.fingerprint != self._kernel:
             arrays |= whole  # a few numbers
-        batch, named = len(x_t), min(query.named, self._count)
+        batch, named = len(query.x_t), min(query.named, self._count)
         shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("log_norm", "log_tail", "log_unread", "error"), (batch,))
         shapes |= {"mean": (batch, *self.shape), "ids": (batch, named), "log_weight": (batch, named)}
         whole = {**whole, **self._view()}
@@ -306,3 +309,14 @@ class RemoteSnapshot(Negatives):
     def _check_samples(self, x: Tensor) -> None:
         self.check_has_rows()
         super()._check_samples(x)
+
+
+def _some(query: Query, some: slice) -> Query:
+    """The query about consecutive samples of its batch."""
+    level = NoiseLevel(query.level.alpha[some], query.level.sigma[some])
+    return replace(query, x_t=query.x_t[some], level=level)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Arrays of consecutive samples as one; a single one as it is, without a copy."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -482,7 +482,7 @@ class Collection(Following):
 
     def pin(self) -> Snapshot:
         """The newest version; the same object while nothing changes."""
-        newest = self.newest().version
+        newest = self._catalogue.number()
         with self._lock:
             if self._newest is None or self._newest.version != newest:
                 last = self._newest

@@ -10,8 +10,9 @@ from urllib.parse import quote, urlencode
 from torch import Tensor
 
 from negindex.errors import Damaged, InvalidInput
+from negindex.exchange import Answer
 from negindex.kernel import LITERAL, Kernel
-from negindex.line import Answer, Line
+from negindex.line import Line
 from negindex.service import bodies, wire
 from negindex.service.bodies import NUMBERS, kernel_of
 from negindex.service.problems import SAY_ALL, error_from

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import ssl
 import time
 import weakref
 from collections import deque
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from ipaddress import ip_address
 from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from negindex.errors import InvalidInput, NotAllowed, Unreachable
+from negindex.exchange import Answer, Connection
 from negindex.traced import trace_headers
 
+_WORD = re.compile(r"[!-~]*")  # what may stand between the blanks of a request's first line
 RETRY_AFTER = (0.0, 0.05, 0.2, 0.5, 1.0)  # seconds before each further try
-ANSWER_BYTES = 1 << 30
-
-
-class Answer(NamedTuple):
-    """What came back, whole."""
-
-    status: int
-    body: bytearray
 
 
 class Line:
@@ -44,6 +37,7 @@ class Line:
             or parts.query
             or parts.fragment
             or parts.username
+            or not _WORD.fullmatch(parts.path)
         ):
             raise InvalidInput(f"{url!r} is no address of a service; give one like https://negatives.example:8321")
         if key is not None and not (key.isascii() and key.isprintable()):
@@ -58,11 +52,14 @@ class Line:
                 f"timeout {timeout}, retries {retries}; give seconds > 0 and 0 to {len(RETRY_AFTER) - 1}"
             )
         self.where = f"{parts.scheme}://{parts.netloc}"
-        self._host, self._port, self._base = parts.hostname, parts.port, parts.path.rstrip("/")
+        self._host, self._base = parts.hostname, parts.path.rstrip("/")
+        self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._timeout, self._retries = timeout, retries
         self._tls = None if parts.scheme == "http" else ssl.create_default_context(cafile=certificate)
-        self._headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-        self._idle: deque[HTTPConnection] = deque()
+        self._lines = [f"Host: {_host_header(parts)}", "Accept-Encoding: identity"]
+        if key is not None:
+            self._lines.append(f"Authorization: Bearer {key}")
+        self._idle: deque[Connection] = deque()
         weakref.finalize(self, _close, self._idle)
         self._process = os.getpid()
 
@@ -71,12 +68,11 @@ class Line:
 
     def ask(self, method: str, path: str, body: bytes | None = None, media_type: str = "") -> Answer:
         """Send one request and read its answer. Raises Unreachable when there is none in time."""
-        headers = self._headers | trace_headers() | ({} if body is None else {"Content-Type": media_type})
+        head = self._head(method, path, body, media_type)
         for number in range(self._retries + 1):
             connection = self._connection()
             try:
-                connection.request(method, self._base + path, body, headers)
-                return self._answer(connection)
+                answer = connection.ask(head, body or b"")
             except TimeoutError as error:
                 connection.close()
                 raise Unreachable(
@@ -89,55 +85,54 @@ class Line:
                     tries = f"{number + 1} tries"
                     raise Unreachable(f"{self.where} cannot be reached ({error}), {tries}; see to it") from error
                 time.sleep(RETRY_AFTER[number])
-            except (OSError, HTTPException) as error:
+            except (OSError, Unreachable) as error:
                 connection.close()
                 raise Unreachable(f"{self.where} cannot be asked ({type(error).__name__}: {error})") from error
+            except BaseException:  # what is left of the answer is nobody's
+                connection.close()
+                raise
+            else:
+                if connection.reusable:
+                    self._idle.append(connection)
+                else:
+                    connection.close()
+                return answer
         raise AssertionError("not reached")
+
+    def _head(self, method: str, path: str, body: bytes | None, media_type: str) -> bytes:
+        lines = [f"{method} {self._base}{path} HTTP/1.1", *self._lines]
+        lines += [f"{name}: {value}" for name, value in trace_headers().items()]
+        if body is not None:
+            lines += [f"Content-Length: {len(body)}", f"Content-Type: {media_type}"]
+        return "\r\n".join([*lines, "", ""]).encode("ascii")
 
     def close(self) -> None:
         """Close the connections that nobody uses; the next request opens one."""
         _close(self._idle)
 
-    def _connection(self) -> HTTPConnection:
+    def _connection(self) -> Connection:
         if self._process != os.getpid():  # a fork has the parent's connections: leave them to it
             self._idle.clear()
             self._process = os.getpid()
         try:
             return self._idle.pop()
         except IndexError:
-            if self._tls is None:
-                return HTTPConnection(self._host, self._port, timeout=self._timeout)
-            return HTTPSConnection(self._host, self._port, timeout=self._timeout, context=self._tls)
-
-    def _answer(self, connection: HTTPConnection) -> Answer:
-        got = connection.getresponse()
-        length = got.length
-        if length is None or length > ANSWER_BYTES:
-            connection.close()
-            raise Unreachable(
-                f"{self.where} sent an answer of {length} bytes, at most {ANSWER_BYTES} of a stated length"
-            )
-        body = bytearray(length)
-        view, place = memoryview(body), 0
-        while place < length:
-            count = got.readinto(view[place:])
-            if not count:
-                raise ConnectionError(f"the answer broke off after {place} of {length} bytes")
-            place += count
-        got.read()  # to its end, so that the connection can be used again
-        if got.will_close:
-            connection.close()
-        else:
-            self._idle.append(connection)
-        return Answer(got.status, body)
+            return Connection(self._host, self._port, self._timeout, self._tls)
 
 
-def _close(idle: deque[HTTPConnection]) -> None:
+def _close(idle: deque[Connection]) -> None:
     while idle:
         try:
             idle.pop().close()
         except IndexError:  # another thread was quicker
             return
+
+
+def _host_header(parts: SplitResult) -> str:
+    """Whom a request names: the address without what is only of this machine."""
+    host = (parts.hostname or "").partition("%")[0]
+    named = f"[{host}]" if ":" in host else host if host.isascii() else host.encode("idna").decode()
+    return named if parts.port is None else f"{named}:{parts.port}"
 
 
 def _is_local(host: str) -> bool:

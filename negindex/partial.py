@@ -129,7 +129,9 @@ class Partial:
         )
 
     def to(self, device: torch.device | str) -> Partial:
-        """The same answer with its tensors on ``device``."""
+        """The same answer with its tensors on ``device``; itself where they are."""
+        if self.mean.device == torch.device(device):
+            return self
         return replace(
             self,
             log_norm=self.log_norm.to(device),

@@ -29,6 +29,7 @@ from negindex.segment import Segment
 
 Parts = Mapping[str, tuple[Segment, NDArray[np.int64]]]  # file: it, and the sorted places of its rows in force
 _AHEAD = 4  # blocks that the disk is asked for before they are read
+_ASKED = 1 << 16  # rows of which a snapshot remembers that the record was asked
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,7 @@ class Snapshot(Scan):
         self._split: Split | None = None
         self._was_split = False
         self._lock = threading.Lock()
+        self._in_force: set[int] = set()  # of what the record was asked; what a version holds never changes
         self._parts = [(segment, places) for segment, places in parts.values() if len(places)]
         self._count = sum(len(places) for _, places in self._parts)
 
@@ -252,7 +254,12 @@ class Snapshot(Scan):
 
     def not_in_force(self, ids: Sequence[int]) -> list[int]:
         """Those of the ids that no row in force at this version has, by the record: none of those that it answers."""
-        return self._catalogue.not_in_force(ids, self.version)
+        unasked = set(ids) - self._in_force
+        strange = self._catalogue.not_in_force(sorted(unasked), self.version) if unasked else []
+        if len(self._in_force) + len(unasked) > _ASKED:
+            self._in_force.clear()
+        self._in_force.update(unasked.difference(strange))
+        return strange
 
     def radius(self, kernel: Kernel) -> float:
         """The rms radius of the rows, which errors are stated in; from the index where there is one for the kernel.

@@ -17,6 +17,11 @@ class Stage(NamedTuple):
     ended: int
     within: str = ""  # the stage that it is a part of
 
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return (self.ended - self.began) / 1e9
+
 
 _LISTENING: ContextVar[list[Stage] | None] = ContextVar("negindex.stages", default=None)
 

@@ -15,6 +15,7 @@ CORE, SAMPLER = (Path(p.__file__).parent for p in (negindex, negindex.sampler))
 EVALUATION = SAMPLER / "evaluation"
 LAYERS = [  # lowest first; a module may import from lower layers and, within the store, from its left
     ["errors", "checks", "text", "offline", "stages", "traced"],
+    ["exchange"],
     ["address"],
     ["link"],
     ["noise", "kmeans", "unread", "gaussians", "disk", "merkle", "clocks", "tables", "hamming", "geometry"],
@@ -47,12 +48,12 @@ LAYERS = [  # lowest first; a module may import from lower layers and, within th
     ["grants", "kept"],
     ["people"],
     ["sign_on"],
-    ["access", "metrics", "limits", "provider", "tracing"],
+    ["access", "metrics", "limits", "provider", "tracing", "parsing"],
     ["answering", "batching", "alarms"],
     ["scheduled", "encoding"],
     ["state", "janitor"],
     ["document"],
-    ["routes"],
+    ["routes", "straight"],
     ["operations"],
     ["words", "plot", "images", "sessions", "noted", "erasures"],
     ["rendering"],

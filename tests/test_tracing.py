@@ -134,8 +134,10 @@ def test_spans_hold_nothing_private_whatever_comes_of_the_question(service, told
     for path in ("/v1/sets/jane-roe", "/v1/sets/jane-roe/versions/x?label=jane-roe", "/v1/jane-roe", "/health/live"):
         connection.request("GET", path, headers={"Authorization": f"Bearer {key}"})
         connection.getresponse().read()
-    connection.request("JANE-ROE", "/v1/sets")
+    connection.request("PATCH", "/v1/sets")
     connection.getresponse().read()
+    connection.request("JANE-ROE", "/v1/sets")  # no method that there is: no request either
+    assert connection.getresponse().status == 400
     connection.close()
     spans = finished(told, 8 + 4)
     statuses = [span.attributes["http.response.status_code"] for span in spans if "http.route" in span.attributes]

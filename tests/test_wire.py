@@ -75,6 +75,7 @@ HOSTILE = {
     "a name too many": body(one() | {"z": one()["a"]}, bytes(8)),
     "a gigabyte claimed": body(one(shape=[1 << 28], data_offsets=[0, 1 << 30]), bytes(8)),
     "dimensions that overflow": body(one(shape=[1 << 40, 1 << 40]), bytes(8)),
+    "nothing, in dimensions that overflow": body(one(shape=[0, 1 << 40, 1 << 40], data_offsets=[0, 0])),
     "a negative shape": body(one(shape=[-2]), bytes(8)),
     "a shape of truth": body(one(shape=[True, True]), bytes(4)),
     "a shape of floats": body(one(shape=[2.0]), bytes(8)),

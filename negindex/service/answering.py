@@ -80,43 +80,65 @@ def answers(held: Held, metrics: Metrics, asked: Sequence[Question]) -> list[Ans
 
     Raises what the look-up raises, and Damaged where it named a row that is not in force: no such answer leaves.
     """
-    began, at = time.perf_counter(), time.time_ns()
+    at = time.time_ns()
     heard: list[Stage] = []
     digests = next((one.digests for one in asked if one.digests is not None), None)
     view = held.view(asked[0].which, digests)
     first = asked[0]
-    told: list[Partial | Near]
+    told: Partial | Near
     try:
         with listening(heard):
             if isinstance(first, Posterior):
-                told = [*_posteriors(held, view, [one for one in asked if isinstance(one, Posterior)])]
+                told = _posterior(held, view, [one for one in asked if isinstance(one, Posterior)])
             else:
-                told = [*_nearby(view, [one for one in asked if isinstance(one, Nearby)])]
+                told = _near(view, [one for one in asked if isinstance(one, Nearby)])
     except AWAY as error:
         metrics.unanswered(held.name, error)
         raise
-    for one in told:
-        _check_in_force(held, metrics, view, one.heaviest.ids if isinstance(one, Partial) else one.ids)
-    searched, so_far = time.perf_counter(), time.time_ns()
-    bodies = [_body(view, one, question.numbers) for one, question in zip(told, asked, strict=True)]
-    stages = (Stage("search", at, so_far), *heard, Stage("encode", so_far, time.time_ns()))
-    wanted = [one.error if isinstance(one, Posterior) else None for one in asked]
-    metrics.answered(held.name, told, wanted, searched - began, time.perf_counter() - searched)
-    return [Answer(body, view.version, stages) for body in bodies]
+    _check_in_force(held, metrics, view, told.heaviest.ids if isinstance(told, Partial) else told.ids)
+    so_far = time.time_ns()
+    parts = _apart(told, asked)
+    bodies = [_body(view, one, question.numbers) for one, question in zip(parts, asked, strict=True)]
+    searched, encoded = Stage("search", at, so_far), Stage("encode", so_far, time.time_ns())
+    metrics.answered(held.name, told, first.error if isinstance(first, Posterior) else None, searched, encoded)
+    return [Answer(body, view.version, (searched, *heard, encoded)) for body in bodies]
 
 
-def _posteriors(held: Held, view: View, asked: Sequence[Posterior]) -> list[Partial]:
+def _posterior(held: Held, view: View, asked: Sequence[Posterior]) -> Partial:
     first = asked[0]
     sent = next((one.sent for one in asked if one.sent is not None), None)
     kernel = held.kernel(first.kernel, sent, view)
-    sizes = [len(one.x_t) for one in asked]
     named = min(first.names or first.k or 0, len(view.rows))
-    _check_room(sum(sizes), named * 2 + first.x_t[:1].numel())
-    level = NoiseLevel(torch.cat([q.level.alpha for q in asked]), torch.cat([q.level.sigma for q in asked]))
-    x_t = first.x_t if len(asked) == 1 else torch.cat([one.x_t for one in asked])
-    told = view.rows.posterior(x_t, level, k=first.k, error=first.error, kernel=kernel, names=first.names)
+    _check_room(sum(len(one.x_t) for one in asked), named * 2 + first.x_t[:1].numel())
+    x_t, level = first.x_t, first.level
+    if len(asked) > 1:
+        x_t = torch.cat([one.x_t for one in asked])
+        level = NoiseLevel(torch.cat([q.level.alpha for q in asked]), torch.cat([q.level.sigma for q in asked]))
+    return view.rows.posterior(x_t, level, k=first.k, error=first.error, kernel=kernel, names=first.names)
+
+
+def _near(view: View, asked: Sequence[Nearby]) -> Near:
+    first = asked[0]
+    if first.k is not None:
+        samples = sum(len(one.x) for one in asked)
+        _check_room(samples, min(first.k, len(view.rows)) * (first.x[:1].numel() + 2))
+    x = first.x if len(asked) == 1 else torch.cat([one.x for one in asked])
+    radius, noise = torch.cat([one.radius for one in asked]), torch.cat([one.noise for one in asked])
+    near = view.rows.near(x, radius, first.k, noise=noise)
+    _check_room(1, near.rows.numel())
+    return near
+
+
+def _apart(told: Partial | Near, asked: Sequence[Question]) -> Sequence[Partial | Near]:
+    """What one call told, for each of its questions."""
     if len(asked) == 1:
         return [told]
+    if isinstance(told, Near):
+        sizes, k = [len(one.x) for one in asked if isinstance(one, Nearby)], asked[0].k
+        columns = (told.origin, told.ids, told.distances, told.rows)
+        each = zip(*(column.split(sizes) for column in columns), strict=True)
+        return [_narrowed(Near(o, i, d, r, told.origins), k) for o, i, d, r in each]
+    sizes = [len(one.x_t) for one in asked if isinstance(one, Posterior)]
     parts = zip(
         *(part.split(sizes) for part in (told.log_norm, told.mean, told.log_tail, told.log_unread, told.error)),
         zip(*(part.split(sizes) for part in told.heaviest), strict=True),
@@ -126,21 +148,6 @@ def _posteriors(held: Held, view: View, asked: Sequence[Posterior]) -> list[Part
         replace(told, log_norm=n, mean=m, log_tail=t, log_unread=u, error=e, heaviest=Heaviest(*h))
         for n, m, t, u, e, h in parts
     ]
-
-
-def _nearby(view: View, asked: Sequence[Nearby]) -> list[Near]:
-    first, sizes = asked[0], [len(one.x) for one in asked]
-    if first.k is not None:
-        _check_room(sum(sizes), min(first.k, len(view.rows)) * (first.x[:1].numel() + 2))
-    x = first.x if len(asked) == 1 else torch.cat([one.x for one in asked])
-    radius, noise = torch.cat([one.radius for one in asked]), torch.cat([one.noise for one in asked])
-    near = view.rows.near(x, radius, first.k, noise=noise)
-    _check_room(1, near.rows.numel())
-    if len(asked) == 1:
-        return [near]
-    columns = (near.origin, near.ids, near.distances, near.rows)
-    parts = zip(*(column.split(sizes) for column in columns), strict=True)
-    return [_narrowed(Near(o, i, d, r, near.origins), first.k) for o, i, d, r in parts]
 
 
 def _narrowed(near: Near, k: int | None) -> Near:
@@ -161,7 +168,7 @@ def _check_room(samples: int, numbers: int) -> None:
 
 def _check_in_force(held: Held, metrics: Metrics, view: View, ids: Tensor) -> None:
     """Hold every row that an answer names to the record, whatever found it."""
-    named = ids[ids >= 0].unique().tolist()
+    named = sorted({one for row in ids.tolist() for one in row if one >= 0})
     strange = view.snapshot.not_in_force(named)
     if strange:
         metrics.withdrawn_hits(held.name, len(strange))

@@ -29,6 +29,7 @@ from negindex.service.problems import MEDIA_TYPE, SAY_ALL, problem, status_of
 from negindex.service.settings import Settings
 from negindex.service.sign_on import SignOn
 from negindex.service.state import Handed, State
+from negindex.service.straight import Handler, Straight
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -65,9 +66,9 @@ def make_app(
     app.state.provider = _provider(app.state.negindex.sign_on)
     for router in ROUTERS if images is None else (*ROUTERS, site.router):
         app.include_router(router)
-    app.add_exception_handler(NegindexError, _negindex_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(RequestValidationError, _invalid)
+    for kind, handler in _HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+    app.add_middleware(Straight, routes=routes.steps.routes, handlers=_HANDLERS)
     if spans is not None:
         from negindex.service.tracing import Tracing  # what it needs is an extra
 
@@ -124,13 +125,13 @@ class Watched:
             if not status:
                 await _problem(500, _TITLE, _OWN_FAULT)(scope, receive, noted)
             raise
-        finally:
-            self._log(scope, status, time.perf_counter() - began)
+        finally:  # answers that are ready go before what is said of this one
+            asyncio.get_running_loop().call_soon(self._log, scope, status, time.perf_counter() - began)
 
     def _log(self, scope: MutableMapping[str, Any], status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "none")
-        self._state.metrics.request(route, status, seconds)
         seen = scope.get("state", {})
+        self._state.metrics.request(route, status, seconds, seen.get("stages", ()))
         caller = seen.get("caller")
         said = {"version": seen.get("version"), "samples": seen.get("samples")}
         said |= {"set": scope.get("path_params", {}).get("name"), "key": None if caller is None else caller.id}
@@ -167,6 +168,13 @@ async def _invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     return _problem(422, _TITLE, f"{'.'.join(map(str, first['loc']))}: {first['msg']}", "InvalidInput")
+
+
+_HANDLERS: dict[type[Exception], Handler] = {
+    NegindexError: _negindex_error,
+    HTTPException: _http_error,
+    RequestValidationError: _invalid,
+}
 
 
 def _problem(status: int, title: str, detail: str, code: str = "", headers: Any = None) -> JSONResponse:

@@ -3,16 +3,55 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Executor
+from contextlib import suppress
+from functools import partial
+from queue import SimpleQueue
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from negindex.errors import NegindexError, Unreachable
 
 Q = TypeVar("Q")
 R = TypeVar("R")
+_STOPPING = "the service is stopping; ask another"
+
+
+class Threads:
+    """A few threads that do what they are given. ``concurrent.futures`` does more around each piece of work than a
+    look-up's part of a millisecond leaves room for; here nobody asks what came of it.
+    """
+
+    def __init__(self, count: int, name: str) -> None:
+        """They begin with the first piece of work."""
+        self._given: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._count, self._name, self._ended = count, name, False
+        self._threads: list[threading.Thread] = []
+
+    def give(self, work: Callable[[], None]) -> None:
+        """Have it done; it may raise nothing. Raises Unreachable after ``shutdown``. For one thread."""
+        if self._ended:
+            raise Unreachable(_STOPPING)
+        while len(self._threads) < self._count:
+            number = len(self._threads)
+            self._threads.append(threading.Thread(target=self._work, name=f"{self._name}-{number}", daemon=True))
+            self._threads[-1].start()
+        self._given.put(work)
+
+    def shutdown(self) -> None:
+        """Finish what was given, and end."""
+        self._ended = True
+        for _ in self._threads:
+            self._given.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while (work := self._given.get()) is not None:
+            work()
+            del work  # it holds samples
 
 
 class _Waiting(NamedTuple):
@@ -29,12 +68,12 @@ class Lane(Generic[Q, R]):
     Not for several threads: it lives in one event loop.
     """
 
-    def __init__(self, answer: Callable[[Sequence[Q]], Sequence[R]], pool: Executor, most: int, waiting: int) -> None:
+    def __init__(self, answer: Callable[[Sequence[Q]], Sequence[R]], pool: Threads, most: int, waiting: int) -> None:
         """answer: of questions of one group, in ``pool``. most: samples of one call; waiting: that may wait."""
         self._answer, self._pool, self._most, self._limit = answer, pool, most, waiting
         self._groups: OrderedDict[Hashable, list[_Waiting]] = OrderedDict()
         self._samples = 0
-        self._task: asyncio.Task[None] | None = None
+        self._busy = False
 
     async def ask(self, group: Hashable, question: Q, size: int) -> tuple[R, float]:
         """The answer, and the seconds that the question waited. Raises Unreachable where too many wait, and what
@@ -45,23 +84,40 @@ class Lane(Generic[Q, R]):
         self._samples += size
         one = _Waiting(question, size, time.perf_counter(), asyncio.get_running_loop().create_future())
         self._groups.setdefault(group, []).append(one)
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._work())
-        told: tuple[R, float] = await one.told
+        if not self._busy:
+            self._busy = True
+            asyncio.get_running_loop().call_soon(self._begin)  # with whoever else has come by then
+        try:
+            told: tuple[R, float] = await one.told
+        finally:
+            del one  # an error holds this frame: were it held here in turn, the files that it was about would stay open
         return told
 
-    async def _work(self) -> None:
-        while self._groups:
-            some = self._next()
-            began = time.perf_counter()
-            told: Sequence[R | BaseException] = [Unreachable("the service is stopping; ask another")] * len(some)
-            try:
-                loop = asyncio.get_running_loop()
-                told = await loop.run_in_executor(self._pool, self._told, [one.question for one in some])
-            finally:  # whatever happens, nobody waits for ever
-                for one, answer in zip(some, told, strict=True):
-                    self._samples -= one.size
-                    _tell(one, answer, began)
+    def _begin(self) -> None:
+        some = self._next()
+        try:
+            self._pool.give(partial(self._work, asyncio.get_running_loop(), some))
+        except Unreachable as error:
+            self._end(some, [error] * len(some), time.perf_counter())
+
+    def _work(self, loop: asyncio.AbstractEventLoop, some: list[_Waiting]) -> None:
+        """In the pool."""
+        began = time.perf_counter()
+        told: Sequence[R | BaseException] = [Unreachable(_STOPPING)] * len(some)
+        try:
+            told = self._told([one.question for one in some])
+        finally:  # whatever happens, nobody waits for ever
+            with suppress(RuntimeError):  # a loop that has ended has nobody who waits
+                loop.call_soon_threadsafe(self._end, some, told, began)
+            del some, told  # an error holds this frame; see ``ask``
+
+    def _end(self, some: Sequence[_Waiting], told: Sequence[R | BaseException], began: float) -> None:
+        for one, answer in zip(some, told, strict=True):
+            self._samples -= one.size
+            _tell(one, answer, began)
+        self._busy = bool(self._groups)
+        if self._busy:
+            self._begin()
 
     def _next(self) -> list[_Waiting]:
         """As many of the group that waits longest as one call takes; at least one."""

@@ -208,16 +208,17 @@ class Sets:
 
     def get(self, name: str) -> Held:
         """The set of this name; raises NotThere, and what ``Collection.open`` raises."""
-        path = self.root / name
-        if not NAME.fullmatch(name) or not (path / CATALOGUE).is_file():
+        if not NAME.fullmatch(name):
             raise NotThere(f"no set {name!r} is served here")
+        folder = f"{self.root}/{name}"
+        identity = _identity(folder)
         with self._lock:
             found = self._held.get(name)
-            if found is not None and not _is_there(found):
+            if found is not None and found.identity != identity:
                 found.close()
                 found = None
             if found is None:
-                found = self._held[name] = Held(path, self._pins, self._engines.get(name))
+                found = self._held[name] = Held(Path(folder), self._pins, self._engines.get(name))
             return found
 
     def open(self) -> list[Held]:
@@ -265,9 +266,9 @@ def _is_there(held: Held) -> bool:
         return False
 
 
-def _identity(path: Path) -> tuple[int, int]:
+def _identity(path: Path | str) -> tuple[int, int]:
     try:
-        state = os.stat(path / CATALOGUE)
+        state = os.stat(f"{path}/{CATALOGUE}")
     except OSError as error:
-        raise NotThere(f"no set {path.name!r} is served here") from error
+        raise NotThere(f"no set {os.path.basename(path)!r} is served here") from error
     return state.st_dev, state.st_ino

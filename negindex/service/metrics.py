@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import datetime
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -12,11 +15,13 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from negindex.errors import EngineBehind, NegindexError, Unreachable
 from negindex.near import Near
 from negindex.partial import Partial
+from negindex.stages import Stage
 from negindex.states import Version
 
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 AWAY = (EngineBehind, Unreachable)  # what is raised where a set waits for another machine in vain
+_OF_REQUESTS = ("read", "wait")  # stages that each has for itself; the others are of a call for several
 _SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _SHARES = (0.5, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
 _SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
@@ -27,6 +32,7 @@ class Metrics:
 
     def __init__(self) -> None:
         own = self._own = CollectorRegistry()
+        self._owed: deque[Callable[[], None]] = deque()  # used by several threads
         self._requests = Counter("negindex_requests", "Answers by status.", ["route", "status"], registry=own)
         self._seconds = Histogram(
             "negindex_request_seconds", "From header to answer.", ["route"], registry=own, buckets=_SECONDS
@@ -97,8 +103,12 @@ class Metrics:
         self._version.labels(name).set(version.version)
         self._age.labels(name).set((now - datetime.fromisoformat(version.at)).total_seconds())
 
-    def request(self, route: str, status: int, seconds: float) -> None:
-        """A request that was answered."""
+    def request(self, route: str, status: int, seconds: float, stages: Iterable[Stage] = ()) -> None:
+        """A request that was answered, and the stages of its answer."""
+        self.settle()
+        for one in stages:
+            if one.name in _OF_REQUESTS:
+                self.stage(one.name, one.seconds)
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
@@ -136,29 +146,32 @@ class Metrics:
         """An image that became a row of latents."""
         self._encoded.observe(seconds)
 
-    def answered(
-        self,
-        name: str,
-        told: Sequence[Partial | Near],
-        wanted: Sequence[float | None],
-        search: float,
-        write: float,
-    ) -> None:
-        """One call, its answers, and the error that each question asked for."""
-        self.stage("search", search)
-        self.stage("write", write)
-        self._batch.observe(sum(len(one.mean) if isinstance(one, Partial) else len(one.rows) for one in told))
-        captured, degraded = self._captured.labels(name), 0
-        for one, limit in zip(told, wanted, strict=True):
-            if isinstance(one, Partial):
-                degraded += 0 if limit is None else int((one.error > limit).sum())
-                for share in one.captured.tolist():
-                    captured.observe(share)
-        if degraded:
+    def answered(self, name: str, told: Partial | Near, wanted: float | None, search: Stage, write: Stage) -> None:
+        """One call, what it told, and the error that its questions asked for; ``settle`` counts it: no answer waits."""
+        self._owed.append(partial(self._count, name, told, wanted, search, write))
+
+    def settle(self) -> None:
+        """Count what was answered since."""
+        with suppress(IndexError):  # then nothing is left
+            while True:
+                self._owed.popleft()()
+
+    def _count(self, name: str, told: Partial | Near, wanted: float | None, search: Stage, write: Stage) -> None:
+        self.stage("search", search.seconds)
+        self.stage("write", write.seconds)
+        if isinstance(told, Near):
+            self._batch.observe(len(told.rows))
+            return
+        self._batch.observe(len(told.mean))
+        captured = self._captured.labels(name)
+        for share in told.captured.tolist():
+            captured.observe(share)
+        if wanted is not None and (degraded := int((told.error > wanted).sum())):
             self._degraded.labels(name).inc(degraded)
 
     def text(self) -> bytes:
         """What Prometheus scrapes: of all workers where they share a folder."""
+        self.settle()
         if SHARED not in os.environ:
             return bytes(generate_latest(self._own))
         whole = CollectorRegistry()

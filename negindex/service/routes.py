@@ -159,10 +159,9 @@ async def source_keys(request: Request, state: TheState, name: Name) -> dict[str
 
 
 async def _taken(request: Request, state: State, takes: Takes[S]) -> tuple[dict[str, Tensor], S]:
-    began, since, settings = time.perf_counter(), time.time_ns(), state.settings
+    since, settings = time.time_ns(), state.settings
     body = await read_body(request, settings.body_bytes, settings.body_seconds, state.room)
     arrays, said = unpacked(body, takes.arrays)
-    state.metrics.stage("read", time.perf_counter() - began)
     request.state.stages = [Stage("read", since, time.time_ns())]
     return arrays, read(takes.said, said)
 

@@ -34,6 +34,7 @@ from negindex.service.encoding import Channel
 from negindex.service.logs import log, log_config
 from negindex.service.metrics import SHARED
 from negindex.service.pages.images import Images
+from negindex.service.parsing import Limited
 from negindex.service.settings import Settings, check_backups, check_engines, check_exposure
 from negindex.service.sign_on import sign_on_of
 from negindex.service.state import Handed, signing_key
@@ -135,7 +136,7 @@ def config_of(settings: Settings, app: functools.partial[FastAPI]) -> uvicorn.Co
         app,
         factory=True,
         loop="asyncio",
-        http="h11",
+        http=functools.partial(Limited, 4 * settings.header_bytes),  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         log_config=log_config(settings.log_level),
@@ -146,7 +147,6 @@ def config_of(settings: Settings, app: functools.partial[FastAPI]) -> uvicorn.Co
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=settings.grace_seconds,
-        h11_max_incomplete_event_size=settings.header_bytes,
         ssl_certfile=settings.certificate,
         ssl_keyfile=settings.certificate_key,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
@@ -123,6 +124,7 @@ class Settings(BaseSettings):
         return self.certificate is not None
 
 
+@lru_cache(maxsize=256)  # asked of each request that needs no key
 def is_local(host: str) -> bool:
     """Whether a name or address means this machine alone."""
     try:

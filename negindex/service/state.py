@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Annotated, NamedTuple
@@ -16,7 +15,7 @@ from negindex.errors import NegindexError
 from negindex.keys import Key
 from negindex.service.access import Door
 from negindex.service.answering import Answer, Question, answers
-from negindex.service.batching import Lane
+from negindex.service.batching import Lane, Threads
 from negindex.service.encoding import Channel, Encoders
 from negindex.service.grants import NOBODY, Caller
 from negindex.service.held import Engine, Held, Sets
@@ -56,7 +55,7 @@ class State:
         self.rate = Rate(settings.rate, settings.burst)
         self.strangers = Rate(settings.strangers, PATIENCE * settings.strangers)
         self.room = Room(BODIES * settings.body_bytes)
-        self.pool = ThreadPoolExecutor(POOL, "search")
+        self.pool = Threads(POOL, "search")
         self.stopping = False
         self._lanes: dict[Held, Lane[Question, Answer]] = {}
         self._ticks: asyncio.Task[None] | None = None
@@ -92,7 +91,6 @@ class State:
             lane = self._lanes[held] = Lane(answer, self.pool, most, waiting)
         since = time.time_ns()
         told, waited = await lane.ask(question.group, question, samples)
-        self.metrics.stage("wait", waited)
         return told._replace(stages=(Stage("wait", since, since + int(1e9 * waited)), *told.stages))
 
     async def _watch(self) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,6 +21,9 @@ from negindex.errors import InvalidInput
 MEDIA_TYPE = "application/x-safetensors"
 HEADER_BYTES = 1 << 16
 DIMENSIONS = 12  # more than any row has
+_NUMBERS = 1 << 60  # of an array, were none of its dimensions 0: beyond it none can be made
+KEPT = 64  # headers that are remembered
+_SHORT = 1 << 12  # bytes of a header that is
 TYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -45,25 +50,29 @@ Arrays = Mapping[str, Array]
 
 def packed(arrays: Mapping[str, Tensor], said: Mapping[str, Any]) -> bytes:
     """One body of arrays and what is said of them, which is whatever JSON holds."""
-    given = {name: array.detach().cpu().contiguous() for name, array in arrays.items()}
-    order = sorted(given, key=lambda name: (-given[name].element_size(), name))  # each at a multiple of its own size
-    header: dict[str, Any] = {"__metadata__": {_SAID: json.dumps(said, sort_keys=True)}}
+    layout = tuple((name, _NAMES[array.dtype], tuple(array.shape)) for name, array in arrays.items())
+    head, order = _written(layout, _SAYING.encode(said))
+    return b"".join([head, *(_numbers(arrays[name]) for name in order)])
+
+
+@lru_cache(maxsize=KEPT)
+def _written(layout: tuple[tuple[str, str, tuple[int, ...]], ...], said: str) -> tuple[bytes, list[str]]:
+    """The header of arrays of these names, types and shapes, and the order that they follow in."""
+    order = sorted(layout, key=lambda one: (-TYPES[one[1]].itemsize, one[0]))  # each at a multiple of its own size
+    header: dict[str, Any] = {"__metadata__": {_SAID: said}}
     end = 0
-    for name in order:
-        start, end = end, end + given[name].nbytes
-        shape = list(given[name].shape)
-        header[name] = {"dtype": _NAMES[given[name].dtype], "shape": shape, "data_offsets": [start, end]}
+    for name, kind, shape in order:
+        start, end = end, end + prod(shape) * TYPES[kind].itemsize
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    parts = [_bytes(given[name]) for name in order if given[name].numel()]
-    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
+    return len(text).to_bytes(8, "little") + text, [name for name, _, _ in order]
 
 
-def _bytes(array: Tensor) -> memoryview:
-    flat = array.reshape(-1)
-    if flat.stride(0) != 1:  # of a single number
-        flat = flat.clone(memory_format=torch.contiguous_format)
-    return flat.view(torch.uint8).numpy().data
+def _numbers(array: Tensor) -> memoryview:
+    """The array's bytes, one after the other; copied only where they do not lie so."""
+    bits = array.detach().view(torch.int16) if array.dtype is torch.bfloat16 else array
+    return np.ascontiguousarray(bits.numpy(force=True)).data
 
 
 def unpacked(body: bytearray, wanted: Arrays) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -76,20 +85,54 @@ def unpacked(body: bytearray, wanted: Arrays) -> tuple[dict[str, Tensor], dict[s
         length = int.from_bytes(body[:8], "little")
         if not 0 < length <= min(HEADER_BYTES, len(body) - 8):
             raise ValueError(f"a header of {length} bytes in a body of {len(body)}, at most {HEADER_BYTES}")
-        header = _json(bytes(body[8 : 8 + length]))
-        said = _json(header.pop("__metadata__")[_SAID])
-        if not isinstance(said, dict):
-            raise TypeError("what is said is no object")
-        _check_names(header, wanted)
-        _check_places(header, len(body) - 8 - length)
-        return {name: _array(body, 8 + length, name, header[name], wanted[name]) for name in header}, said
+        text = bytes(body[8 : 8 + length])
+        places, end, said = _read_again(text) if length <= _SHORT else _read(text)
+        _check_names(places, wanted)
+        if end != len(body) - 8 - length:
+            raise ValueError(f"arrays of {end} bytes in {len(body) - 8 - length}")
+        return {name: _array(body, 8 + length, name, place, wanted[name]) for name, place in places.items()}, {**said}
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InvalidInput(f"the body cannot be read as arrays ({error}); send {MEDIA_TYPE} as documented") from error
 
 
-def _json(text: bytes | str) -> Any:
-    """What JSON says, each name once and numbers finite."""
-    return json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
+class _Place(NamedTuple):
+    """Where an array lies behind the header."""
+
+    kind: str
+    shape: tuple[int, ...]
+    numbers: int  # in it
+    start: int  # bytes
+
+
+def _read(text: bytes) -> tuple[dict[str, _Place], int, dict[str, Any]]:
+    """Where a header says that arrays lie, one after the other; their bytes; and what it says of them."""
+    header = _STRICT.decode(text.decode())
+    said = _STRICT.decode(header.pop("__metadata__")[_SAID])
+    if not isinstance(said, dict):
+        raise TypeError("what is said is no object")
+    places, end = {name: _place(name, part) for name, part in header.items()}, 0
+    for place in sorted(places.values(), key=lambda one: (one.start, one.numbers)):
+        if place.start != end:
+            raise ValueError(f"an array at {place.start} after {end}")
+        end += place.numbers * TYPES[place.kind].itemsize
+    return places, end, said
+
+
+_read_again = lru_cache(maxsize=KEPT)(_read)  # from step to step a header stays as it is
+
+
+def _place(name: str, part: Mapping[str, Any]) -> _Place:
+    if part.keys() != {"dtype", "shape", "data_offsets"} or part["dtype"] not in TYPES:
+        raise ValueError(f"{name} is of type {part.get('dtype')!r}, not {' or '.join(TYPES)}")
+    kind, shape, (start, stop) = part["dtype"], part["shape"], part["data_offsets"]
+    if not isinstance(shape, list) or not all(type(number) is int and number >= 0 for number in shape):
+        raise ValueError(f"{name} of shape {shape!r}")
+    if len(shape) > DIMENSIONS or prod(number or 1 for number in shape) > _NUMBERS:
+        raise ValueError(f"{name} of shape {shape!r}")
+    count = prod(shape)
+    if type(start) is not int or type(stop) is not int or count * TYPES[kind].itemsize != stop - start:
+        raise ValueError(f"{name} of shape {shape} at {start!r} to {stop!r}")
+    return _Place(kind, tuple(shape), count, start)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -103,36 +146,25 @@ def _no_constant(text: str) -> Any:
     raise ValueError(f"{text} where a number is needed")
 
 
-def _check_names(header: Mapping[str, Any], wanted: Arrays) -> None:
+_SAYING = json.JSONEncoder(sort_keys=True)
+_STRICT = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_constant)  # each name once, numbers finite
+
+
+def _check_names(found: Mapping[str, _Place], wanted: Arrays) -> None:
     needed = {name for name, array in wanted.items() if not array.optional}
-    if not needed <= header.keys() <= wanted.keys():
-        raise ValueError(f"arrays {sorted(header)[:20]}, and {sorted(needed)} are needed of {sorted(wanted)}")
+    if not needed <= found.keys() <= wanted.keys():
+        raise ValueError(f"arrays {sorted(found)[:20]}, and {sorted(needed)} are needed of {sorted(wanted)}")
 
 
-def _check_places(header: Mapping[str, Any], room: int) -> None:
-    """Whether the arrays fill the body one after the other."""
-    end = 0
-    for start, stop in sorted(tuple(part["data_offsets"]) for part in header.values()):
-        if type(start) is not int or type(stop) is not int or start != end or stop < start:
-            raise ValueError(f"arrays at {start!r} to {stop!r} after {end}")
-        end = stop
-    if end != room:
-        raise ValueError(f"arrays of {end} bytes in {room}")
-
-
-def _array(body: bytearray, first: int, name: str, part: Mapping[str, Any], wanted: Array) -> Tensor:
-    if part.keys() != {"dtype", "shape", "data_offsets"} or part["dtype"] not in wanted.kinds:
-        raise ValueError(f"{name} is of type {part.get('dtype')!r}, not {' or '.join(wanted.kinds)}")
-    kind, shape, (start, stop) = TYPES[part["dtype"]], part["shape"], part["data_offsets"]
-    if not isinstance(shape, list) or not all(type(number) is int and number >= 0 for number in shape):
-        raise ValueError(f"{name} of shape {shape!r}")
-    if len(shape) != (len(shape) if wanted.dimensions is None else wanted.dimensions) or len(shape) > DIMENSIONS:
-        raise ValueError(f"{name} of {len(shape)} dimensions")
-    count = prod(shape)
-    if count * kind.itemsize != stop - start:
-        raise ValueError(f"{name} of shape {shape} in {stop - start} bytes")
-    if not count:
-        return torch.empty(shape, dtype=kind)
-    if (first + start) % kind.itemsize:  # another writer's header need not end at a multiple of eight
-        body, first, start = body[first + start : first + stop], 0, 0
-    return torch.frombuffer(body, dtype=kind, count=count, offset=first + start).reshape(shape)
+def _array(body: bytearray, first: int, name: str, place: _Place, wanted: Array) -> Tensor:
+    if place.kind not in wanted.kinds:
+        raise ValueError(f"{name} is of type {place.kind}, not {' or '.join(wanted.kinds)}")
+    if wanted.dimensions is not None and len(place.shape) != wanted.dimensions:
+        raise ValueError(f"{name} of {len(place.shape)} dimensions")
+    kind, start = TYPES[place.kind], first + place.start
+    if not place.numbers:
+        return torch.empty(place.shape, dtype=kind)
+    if start % kind.itemsize:  # another writer's header need not end at a multiple of eight
+        body, start = body[start : start + place.numbers * kind.itemsize], 0
+    flat = torch.frombuffer(body, dtype=kind, count=place.numbers, offset=start)
+    return flat if len(place.shape) == 1 else flat.reshape(place.shape)
