@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import logging.config
 import multiprocessing
 import os
@@ -135,7 +136,7 @@ def config_of(settings: Settings, app: functools.partial[FastAPI]) -> uvicorn.Co
     return uvicorn.Config(
         app,
         factory=True,
-        loop="asyncio",
+        loop="uvloop",
         http=functools.partial(Limited, 4 * settings.header_bytes),  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
@@ -165,6 +166,7 @@ def work(
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     spans = _spans() if settings.traces else None
     app = functools.partial(make_app, settings, keyless, images, handed, spans)
+    gc.freeze()  # what was imported stays: collecting garbage need not look at it again
     uvicorn.Server(config_of(settings, app)).run([listens])
 
 
