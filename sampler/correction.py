@@ -152,7 +152,7 @@ class Correction:
         """Which samples the copy gate knows, where there is one."""
         if self.copies is None:
             return Copied.nowhere(x_t)
-        return self.copies.sized(self.negatives, self.reference).find(x_t, level, self.negatives)
+        return self.copies.sized(self.negatives, self.reference).find(x_t, level, self.negatives, self.reference)
 
     def _odds(self, x_t: Tensor, level: NoiseLevel, unsafe: Partial, benign: Partial | None) -> Tensor:
         """(B,) what the gate says; certainty where the rule needs no gate and none was named."""
