@@ -38,6 +38,21 @@ class Copied(NamedTuple):
         nought = torch.zeros((), dtype=torch.float64, device=x_t.device)
         return cls(torch.zeros(len(x_t), dtype=torch.bool, device=x_t.device), nought.expand(x_t.shape))
 
+    def about(self, samples: Tensor) -> Copied:
+        """The same about some samples (n,) of its batch."""
+        return Copied(self.fires[samples], self.rows[samples], self.missing)
+
+    def same_as(self, rows: Tensor) -> Tensor:
+        """(B,) bool: of the rows (B, *S), those that the samples were found to copy."""
+        return self.fires & (self.rows == rows).flatten(1).all(1)
+
+    def and_earlier(self, before: Copied | None) -> Copied:
+        """Which row each sample was last found to copy, now or before."""
+        if before is None or before.rows.shape != self.rows.shape:
+            return self
+        each = self.fires.reshape(-1, *[1] * (self.rows.dim() - 1))
+        return Copied(self.fires | before.fires, torch.where(each, self.rows, before.rows))
+
     def put_into(self, unsafe: Partial) -> Partial:
         """The answer with E_unsafe = z, read in full, for the samples that fire; the same where none does."""
         if not bool(self.fires.any()):
@@ -66,7 +81,9 @@ class CopyGate:
     distance tells the two apart. Where z lies beyond r and within the reach R, at levels where R can be seen, the
     sets are asked what they make of y: E, the mean of all rows, negatives and reference, by a kernel of width R / 2.
     A fresh image of a crowd lies from z the way that E does; from the row that a copy copies, E lies the other way.
-    It fires where (y - z) · (E - z) <= (R / 15)², which is so too where E is z: nothing else is near.
+    It fires where (y - z) · (E - z) <= (R / 15)², which is so too where E is z: nothing else is near. In one call of a
+    pipeline, a sample that was found to copy z is held to the reach of z from then on (``begin``): the guard's own
+    correction turns it towards E, and the model turns it back.
 
     radius: r, the L2 distance of a near-duplicate. reach: R; 0 looks no further than r. With a radius of None both
         come from the data: 0.1 and 0.3 of the rms distance of the reference's images from their mean; without a
@@ -94,14 +111,26 @@ class CopyGate:
         scale = _scale(reference.moments(), reference.shape)
         return CopyGate(CERTAIN * scale, REACH * scale)
 
+    def begin(self) -> Watch:
+        """The gate for one call of a pipeline, which remembers what was copied."""
+        return Watch(self)
+
     def speaks(self, level: NoiseLevel, dimensions: int) -> Tensor:
         """Whether noise at this level still leaves the radius or the reach to be seen, shape as the level's."""
         return _slack(level.s, dimensions) <= self._furthest**2
 
-    def find(self, x_t: Tensor, level: NoiseLevel, negatives: Negatives, reference: Negatives | None = None) -> Copied:
+    def find(
+        self,
+        x_t: Tensor,
+        level: NoiseLevel,
+        negatives: Negatives,
+        reference: Negatives | None = None,
+        before: Copied | None = None,
+    ) -> Copied:
         """The samples x_t (B, *S) that are near-copies; asks the set only about levels where the gate speaks.
 
         reference: what else explains a sample between radius and reach. Both sets are asked of such samples alone.
+        before: what these samples were found to copy at an earlier step.
         """
         nowhere, dimensions = Copied.nowhere(x_t), row_elements(negatives.shape)
         least = min(level.s.reshape(-1).tolist(), default=inf)
@@ -118,6 +147,8 @@ class CopyGate:
         within = (noise + self._r**2).sqrt().masked_fill(slack > self._r**2, -1).to(apart.device)
         found = near.found.any(1)
         copied = found & (apart <= within)
+        if before is not None and before.rows.shape == x_t.shape:
+            copied |= found & before.about(at).same_as(rows)
         unsure = (found & ~copied).nonzero()[:, 0]
         if len(unsure):
             copied[unsure] = self._explained_by_nothing_else(y[unsure], rows[unsure], negatives, reference)
@@ -154,6 +185,24 @@ class CopyGate:
             f", and within {self.reach:g} of rows that alone explain the sample" if self.reach > self.radius else ""
         )
         return f"within {self.radius:g}{beyond}"
+
+
+class Watch:
+    """``CopyGate`` in one call of a pipeline: what each sample of the batch was found to copy so far."""
+
+    def __init__(self, gate: CopyGate) -> None:
+        self._gate = gate
+        self._before: Copied | None = None
+
+    def find(self, x_t: Tensor, level: NoiseLevel, negatives: Negatives, reference: Negatives | None = None) -> Copied:
+        """As ``CopyGate.find``, in the light of the steps before."""
+        gate = self._gate.sized(negatives, reference)
+        found = gate.find(x_t, level, negatives, reference, self._before)
+        self._before = found.and_earlier(self._before)
+        return found
+
+    def __str__(self) -> str:
+        return str(self._gate)
 
 
 BY_DATA = CopyGate()
