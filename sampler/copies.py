@@ -20,7 +20,7 @@ Level = TypeVar("Level", Tensor, float)
 
 # Shares of the rms radius, and what was measured with them: docs/evidence.md, "How near a copy lies".
 SHARE = 0.15  # without a reference
-CERTAIN, REACH = 0.1, 0.3  # with one: within the first always, between the two where no other row explains the sample
+CERTAIN, REACH = 0.08, 0.35  # with one: within the first always, between the two where no other row explains the sample
 _WIDTH = 0.5  # of the reach: how far off a row still explains a sample, a kernel's bandwidth
 _NOUGHT = 1 / 15  # of the reach: two lengths whose product is below the square of this are no step in any direction
 
@@ -86,7 +86,7 @@ class CopyGate:
     correction turns it towards E, and the model turns it back.
 
     radius: r, the L2 distance of a near-duplicate. reach: R; 0 looks no further than r. With a radius of None both
-        come from the data: 0.1 and 0.3 of the rms distance of the reference's images from their mean; without a
+        come from the data: 0.08 and 0.35 of the rms distance of the reference's images from their mean; without a
         reference 0.15 of the set's own and no reach. One row, or rows that are all
         copies of one image, have no such distance, and the image's own contrast stands in for it: its
         distance from an image that is flat in each channel. A flat image has neither: then name a radius,
