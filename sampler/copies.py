@@ -181,10 +181,9 @@ class CopyGate:
     def __str__(self) -> str:
         if self.radius is None:
             return "within a radius from the data"
-        beyond = (
-            f", and within {self.reach:g} of rows that alone explain the sample" if self.reach > self.radius else ""
-        )
-        return f"within {self.radius:g}{beyond}"
+        if self.reach <= self.radius:
+            return f"within {self.radius:g}"
+        return f"within {self.radius:g}, or {self.reach:g} where no other row explains the sample"
 
 
 class Watch:

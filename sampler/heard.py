@@ -95,7 +95,8 @@ def heard(
     random, said, ratios = generator(seed + 3), {}, {}
     radius, dimensions = float(copies.radius or 0.0), row_elements(unsafe.shape)
     until, reach_until = (noisiest(distance, dimensions) for distance in (radius, copies.reach))
-    for s in sorted({*levels, *(0.99 * silent for silent in (until, reach_until) if silent > 0)}):
+    falls_silent = [0.99 * s for s in (until, reach_until) if s > 0]
+    for s in dict.fromkeys([*sorted(levels), *falls_silent]):
         for kind, clean in asked.items():
             x = clean.float() + s * torch.randn(clean.shape, generator=random)
             told = _Told.of(x, s, unsafe, benign, kernel, trigger, copies)

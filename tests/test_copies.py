@@ -143,13 +143,19 @@ def crowd(count, seed):
     return torch.cat([normal(count, 6, seed=seed), 0.05 * normal(count, 58, seed=seed + 1)], 1)
 
 
+def unit(x):
+    return x / x.norm(dim=1, keepdim=True)
+
+
 def test_in_a_crowd_copies_that_are_less_exact_than_fresh_images_are_near_fire_and_these_do_not():
     kept, benign, fresh = crowd(2_000, 1), Exact(crowd(2_000, 3)), crowd(2_000, 5)
     negatives = Exact(kept)
     gate = CopyGate().sized(negatives, benign)
     off = normal(300, 64, seed=7)
-    off[:, :6] = 0  # a decoder's loss: away from where images vary
-    copied = kept[:300] + 0.8 * gate.reach * off / off.norm(dim=1, keepdim=True)
+    off[:, :6] = 0  # a decoder's loss, away from where images vary
+    overshot = kept[:300] - benign.posterior(kept[:300], NoiseLevel(1.0, gate.reach)).mean  # as guidance does
+    off = unit(unit(off) + unit(overshot))
+    copied = kept[:300] + 0.8 * gate.reach * off
     level = NoiseLevel(1.0, 0.02)
     assert CopyGate(gate.reach).find(fresh, level, negatives).fires.double().mean() > 0.02
     assert not CopyGate(gate.radius).find(copied, level, negatives).fires.any()
@@ -162,8 +168,7 @@ def test_in_a_crowd_copies_that_are_less_exact_than_fresh_images_are_near_fire_a
 def test_within_the_reach_a_row_with_nothing_near_it_fires():
     benign, row = Exact(normal(500, 64, seed=1)), torch.full((1, 64), 5.0, dtype=torch.float64)
     gate = CopyGate().sized(Exact(row), benign)
-    off = normal(20, 64, seed=2)
-    near = row + 0.9 * gate.reach * off / off.norm(dim=1, keepdim=True)
+    near = row + 0.9 * gate.reach * unit(normal(20, 64, seed=2))
     assert gate.find(near, NoiseLevel(1.0, 0.01), Exact(row), benign).fires.all()
 
 
@@ -180,10 +185,12 @@ def test_in_one_call_a_sample_that_copied_a_row_is_held_to_its_reach_and_a_new_c
     kept, benign = crowd(500, 1), Exact(crowd(500, 3))
     gate = CopyGate().sized(Exact(kept), benign)
     level = NoiseLevel(1.0, 0.02)
-    z = kept[:8]
-    towards = benign.posterior(z, NoiseLevel(1.0, gate.reach)).mean - z
-    turned = z + 0.6 * gate.reach * towards / towards.norm(dim=1, keepdim=True)
-    call = gate.begin()
+    towards = benign.posterior(kept, NoiseLevel(1.0, gate.reach)).mean - kept
+    turned = kept + 0.6 * gate.reach * unit(towards)
+    of_itself = Exact(kept).near(turned, k=1).ids[:, 0] == torch.arange(len(kept))
+    some = (of_itself & ~gate.find(turned, level, Exact(kept), benign).fires).nonzero()[:8, 0]
+    z, turned, call = kept[some], turned[some], gate.begin()
+    assert len(z) == 8
     assert not call.find(turned, level, Exact(kept), benign).fires.any()
     assert call.find(z, level, Exact(kept), benign).fires.all()
     held = call.find(turned, level, Exact(kept), benign)

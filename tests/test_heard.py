@@ -59,7 +59,7 @@ def test_under_the_cautious_prior_one_in_a_hundred_harmless_rows_speaks_up_at_mo
 def test_the_copy_gate_hears_copies_and_nothing_else_where_it_speaks(told):
     below, beyond = sorted(set(told.levels) - set(LEVELS))
     assert (below, beyond) == (pytest.approx(0.99 * told.copies_until), pytest.approx(0.99 * told.reach_until))
-    assert told.shares[beyond, COPIES][COPY] >= 0.5
+    assert told.shares[beyond, COPIES][COPY] >= 0.3
     assert told.shares[beyond, REFERENCE][COPY] <= 0.02
     assert told.shares[below, COPIES][COPY] >= 0.97
     assert told.shares[below, HELD_OUT][COPY] <= 0.02
