@@ -159,7 +159,7 @@ def test_in_a_crowd_copies_that_are_less_exact_than_fresh_images_are_near_fire_a
     level = NoiseLevel(1.0, 0.02)
     assert CopyGate(gate.reach).find(fresh, level, negatives).fires.double().mean() > 0.02
     assert not CopyGate(gate.radius).find(copied, level, negatives).fires.any()
-    assert gate.find(copied, level, negatives, benign).fires.double().mean() > 0.9
+    assert gate.find(copied, level, negatives, benign).fires.double().mean() > 0.8
     found = gate.find(fresh, level, negatives, benign)
     assert found.fires.double().mean() <= 0.001
     assert not found.rows[~found.fires].any()
