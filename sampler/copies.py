@@ -87,10 +87,9 @@ class CopyGate:
 
     radius: r, the L2 distance of a near-duplicate. reach: R; 0 looks no further than r. With a radius of None both
         come from the data: 0.08 and 0.35 of the rms distance of the reference's images from their mean; without a
-        reference 0.15 of the set's own and no reach. One row, or rows that are all
-        copies of one image, have no such distance, and the image's own contrast stands in for it: its
-        distance from an image that is flat in each channel. A flat image has neither: then name a radius,
-        or the gate stays silent.
+        reference 0.15 of the set's own and no reach. One row, or rows that are all copies of one image, have no such
+        distance, and the image's own contrast stands in for it: its distance from an image that is flat in each
+        channel. A flat image has neither: then name a radius, or the gate stays silent.
     """
 
     radius: float | None = None
@@ -146,7 +145,7 @@ class CopyGate:
         rows, apart = near.rows.sum(1), near.distances.sum(1)  # of one place, or of none
         within = (noise + self._r**2).sqrt().masked_fill(slack > self._r**2, -1).to(apart.device)
         found = near.found.any(1)
-        copied = found & (apart <= within)
+        copied = found & (apart <= within) if self.reach > self._r else found.clone()
         if before is not None and before.rows.shape == x_t.shape:
             copied |= found & before.about(at).same_as(rows)
         unsure = (found & ~copied).nonzero()[:, 0]
