@@ -79,7 +79,8 @@ class CopyGate:
 
     A model gives what it memorised back less exactly than fresh images of a crowd lie from some row, so no one
     distance tells the two apart. Where z lies beyond r and within the reach R, at levels where R can be seen, the
-    sets are asked what they make of y: E, the mean of all rows, negatives and reference, by a kernel of width R / 2.
+    sets are asked what they make of y: E, the mean of all rows, negatives and reference, by the negatives' calibrated
+    kernel, or by the literal one at a width of R / 2.
     A fresh image of a crowd lies from z the way that E does; from the row that a copy copies, E lies the other way.
     It fires where (y - z) · (E - z) <= (R / 15)², which is so too where E is z: nothing else is near. In one call of a
     pipeline, a sample that was found to copy z is held to the reach of z from then on (``begin``): the guard's own
@@ -150,20 +151,21 @@ class CopyGate:
             copied |= found & before.about(at).same_as(rows)
         unsure = (found & ~copied).nonzero()[:, 0]
         if len(unsure):
-            copied[unsure] = self._explained_by_nothing_else(y[unsure], rows[unsure], negatives, reference)
+            copied[unsure] = self._unexplained(y[unsure], rows[unsure], s[unsure.cpu()], negatives, reference)
         fires, of = nowhere.fires.clone(), nowhere.rows.clone()
         fires[at] = copied
         of[at] = torch.where(copied.reshape(-1, *[1] * (y.dim() - 1)), rows, 0.0)
         return Copied(fires, of, near.missing)
 
-    def _explained_by_nothing_else(
-        self, y: Tensor, z: Tensor, negatives: Negatives, reference: Negatives | None
+    def _unexplained(
+        self, y: Tensor, z: Tensor, s: Tensor, negatives: Negatives, reference: Negatives | None
     ) -> Tensor:
-        """(n,) bool: the way from z to y, both (n, *S), is not the way to what the rows make of y."""
-        wide = NoiseLevel(1.0, _WIDTH * self.reach)
-        told = negatives.posterior(y, wide, kernel=LITERAL)
+        """(n,) bool: the way from z to y, both (n, *S), is not the way to what the rows make of y, at levels s (n,)."""
+        kernel = negatives.default_kernel
+        level = NoiseLevel(1.0, _WIDTH * self.reach if kernel == LITERAL else s)
+        told = negatives.posterior(y, level, kernel=kernel)
         if reference is not None:
-            told = told.merge(reference.posterior(y, wide, kernel=LITERAL))
+            told = told.merge(reference.posterior(y, level, kernel=kernel))
         along = ((y - z) * (told.mean.to(y) - z)).flatten(1).sum(1)
         return along <= (_NOUGHT * self.reach) ** 2
 
