@@ -161,7 +161,8 @@ def _cell(asked: _Asked, share: float, say: Say) -> dict[str, Any]:
     of_few = asked.gate.find(copies, level, asked.few, asked.reference.snapshot)
     fires, rows, seconds = zip(*(_timed(asked, some, level, unsafe) for some in copies.split(1)), strict=True)
     false, _, others = zip(*(_timed(asked, some, level, unsafe) for some in fresh.split(1)), strict=True)
-    scanned = [_timed(asked, some, level, asked.unsafe.mixture.source) for some in copies[: asked.scans].split(1)]
+    compared = copies[: asked.scans].split(1) if share < 1 else ()  # beyond, a scan would weigh by another kernel
+    scanned = [_timed(asked, some, level, asked.unsafe.mixture.source) for some in compared]
     return {
         "s": s,
         "share": share,
