@@ -16,7 +16,7 @@ from negindex.kernel import Kernel
 from negindex.negatives import row_elements
 from negindex.projection import Space, generator
 
-NEAR_DUPLICATE = 0.15  # of the rms radius, as for the copy gate: such rows are left out with the row they copy
+NEAR_DUPLICATE = 0.15  # of the rms radius, as for a copy gate alone: such rows are left out with the row they copy
 HEAD = 64  # leading directions that an error is summed over exactly; the rest of it is read off a sketch
 _ALIKE = 1e-6  # rows that scatter less, relative to their mean, are one row to float32
 _CHUNK = 1 << 25  # weights at a time

@@ -15,7 +15,7 @@ from negindex.kernel import Kernel
 from negindex.negatives import Negatives
 from negindex.noise import NoiseLevel
 from negindex.partial import NEG_INF, Missing, Partial
-from negindex.sampler.copies import Copied, CopyGate
+from negindex.sampler.copies import Copied, CopyGate, Watch
 from negindex.sampler.gates import Gate, Ratio, log_ratio
 from negindex.sampler.rules import Predicted, Rule, SafeDenoising, View, begun, needs_odds, paired
 from negindex.sampler.windows import Moment, Window
@@ -54,6 +54,7 @@ class Correction:
     kernel: Kernel | None = None
     copies: CopyGate | None = None
     _pinned: dict[object, Correction] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _watch: Watch | None = field(init=False, repr=False, compare=False, default=None)  # of one call
 
     def __post_init__(self) -> None:
         if self.reference is None and isinstance(self.gate, Ratio):
@@ -99,10 +100,11 @@ class Correction:
         return replace(self, negatives=negatives, reference=reference, gate=gate, copies=copies, kernel=kernel)
 
     def begin(self) -> Correction:
-        """The same for one call of a pipeline: a rule that remembers within a call begins anew."""
+        """The same for one call of a pipeline: a rule and a copy gate that remember within a call begin anew."""
         assert self.rule is not None
-        rule = begun(self.rule)
-        return self if rule is self.rule else replace(self, rule=rule)
+        call = replace(self, rule=begun(self.rule))
+        object.__setattr__(call, "_watch", None if self.copies is None else self.copies.begin())
+        return call
 
     @property
     def weighed_by(self) -> Kernel:
@@ -152,7 +154,8 @@ class Correction:
         """Which samples the copy gate knows, where there is one."""
         if self.copies is None:
             return Copied.nowhere(x_t)
-        return self.copies.sized(self.negatives, self.reference).find(x_t, level, self.negatives)
+        watch = self._watch or self.copies.begin()
+        return watch.find(x_t, level, self.negatives, self.reference)
 
     def _odds(self, x_t: Tensor, level: NoiseLevel, unsafe: Partial, benign: Partial | None) -> Tensor:
         """(B,) what the gate says; certainty where the rule needs no gate and none was named."""

@@ -61,8 +61,8 @@ def guard(
     window: where the gate is heard, such as Between(low, high), Timesteps(low, high), Fraction(low, high).
     kernel: what both sets are seen through; None takes the negatives' own: the calibrated one, where that set was
         calibrated, else the literal one.
-    copies: the copy gate, heard everywhere: a near-copy of one negative is unsafe whatever the gate says. Its
-        radius is taken from the data unless one is named; None leaves it out, as the pure theorem does.
+    copies: the copy gate, heard everywhere: a near-copy of one negative is unsafe whatever the gate says. How near is
+        taken from the data unless a radius is named; None leaves it out, as the pure theorem does.
     acts_on: what the correction is added to. "guided": what the scheduler steps with. "conditional" or
         "unconditional": one branch of classifier-free guidance, as if the network itself answered the corrected
         branch; of a change d there arrives w d or (1 - w) d, the latter *towards* the negatives at w > 1. Refused

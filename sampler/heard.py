@@ -43,7 +43,9 @@ class Heard:
     prior: float
     share: float
     radius: float  # of the copy gate
-    copies_until: float  # the noise level up to which the copy gate speaks
+    copies_until: float  # the noise level up to which the copy gate speaks of it
+    reach: float  # of the copy gate: rows that nothing else explains
+    reach_until: float  # the noise level up to which the copy gate speaks of it
     rows: int  # that were held out of each set
 
     @property
@@ -74,7 +76,7 @@ def heard(
     generated: {name: (n, *S)}, images that a model made, say, in the sets' space.
     prior: of the ratio gate; None takes the cautious one, the largest that at most 1 % of the held-out reference
         rows speak up under at any level. What it says of those rows is then no test of it: see ``generated``.
-    Asked are the levels, and one just below which the copy gate falls silent.
+    Asked are the levels, and those just below which the copy gate stops to speak of its radius, and of its reach.
     Raises OutOfRange for sets of fewer than 200 rows beside those held out.
     """
     for name, one in (("negatives", negatives), ("reference", reference)):
@@ -91,9 +93,10 @@ def heard(
     trigger = TriggerShare.learned(unsafe, share, kernel, seed=seed)
     copies = CopyGate().sized(unsafe, benign)
     random, said, ratios = generator(seed + 3), {}, {}
-    radius = float(copies.radius or 0.0)
-    until = noisiest(radius, row_elements(unsafe.shape))
-    for s in sorted({*levels, *([0.99 * until] if until > 0 else [])}):
+    radius, dimensions = float(copies.radius or 0.0), row_elements(unsafe.shape)
+    until, reach_until = (noisiest(distance, dimensions) for distance in (radius, copies.reach))
+    falls_silent = [0.99 * s for s in (until, reach_until) if s > 0]
+    for s in dict.fromkeys([*sorted(levels), *falls_silent]):
         for kind, clean in asked.items():
             x = clean.float() + s * torch.randn(clean.shape, generator=random)
             told = _Told.of(x, s, unsafe, benign, kernel, trigger, copies)
@@ -102,7 +105,7 @@ def heard(
     prior = cautious([ratio for (_, kind), ratio in ratios.items() if kind == REFERENCE]) if prior is None else prior
     odds = torch.tensor(prior, dtype=torch.float64).logit()
     shares = {at: {RATIO: float((ratios[at] + odds >= 0).double().mean()), **said[at]} for at in said}
-    return Heard(shares, ratios, prior, share, radius, until, rows)
+    return Heard(shares, ratios, prior, share, radius, until, copies.reach, reach_until, rows)
 
 
 def cautious(log_ratios: Sequence[Tensor], false: float = FALSE) -> float:
@@ -135,7 +138,7 @@ class _Told:
             one: Partial = unsafe.posterior(some, level, kernel=kernel)
             ratios.append(log_ratio(one, benign.posterior(some, level, kernel=kernel), 0.5))
             triggers.append(trigger(some, level, one).isfinite())
-            fires.append(copies.find(some, level.expand(len(some)), unsafe).fires)
+            fires.append(copies.find(some, level.expand(len(some)), unsafe, benign).fires)
         share = [float(torch.cat(found).double().mean()) for found in (triggers, fires)]
         return cls(torch.cat(ratios), *share)
 

@@ -5,6 +5,7 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from negindex.sampler.copies import CERTAIN, REACH
 from negindex.tools.cli import main
 
 pytestmark = pytest.mark.usefixtures("few_probes")
@@ -19,14 +20,17 @@ def test_copies_fire_alike_in_both_sets_and_nothing_else_does(tmp_path):
     done = bench(*asked, "--json", "--keep", tmp_path)
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
-    assert [cell["share"] for cell in told["cells"]] == [0.1, 0.5, 0.9, 0.9999]
+    assert [cell["share"] for cell in told["cells"]] == [0.1, 0.5, 0.9, 0.9999, 3.9]
+    assert told["reach"] == pytest.approx(REACH / CERTAIN * told["radius"])
+    *near, beyond = told["cells"]
+    assert all(cell["fire"] == cell["fire_in_few"] >= 0.95 for cell in near)
+    assert min(beyond["fire"], beyond["fire_in_few"]) > 0.1
     for cell in told["cells"]:
-        assert cell["fire"] == cell["fire_in_few"] >= 0.95
         assert cell["as_scanned"]
         assert cell["ms"][0] <= cell["ms"][1]
     again = bench(*asked, "--keep", tmp_path)
     assert again.exit_code == 0, again.output
-    assert again.stdout.count("yes") == 4
+    assert again.stdout.count("yes") == 5
     assert f"radius {told['radius']:.4g}" in again.stdout
 
 

@@ -9,7 +9,7 @@ from worlds import ClosedForm, always, diffusers_on_numpy_2, never, random_world
 from negindex import Collection, Exact, Kernel, NoiseLevel
 from negindex.errors import NotFinite, OutOfRange
 from negindex.sampler import CopyGate, Correction, Fraction, Ratio, SafeDenoising, Spell, guard, paired
-from negindex.sampler.copies import SHARE
+from negindex.sampler.copies import CERTAIN, REACH, SHARE
 from negindex.sampler.copies import noisiest as highest
 from negindex.tools import digits
 
@@ -73,23 +73,25 @@ def test_by_an_index_copies_fire_as_they_do_by_a_scan_however_large_the_set():
 
 
 def test_on_real_digits_copies_fire_and_at_most_one_fresh_digit_in_a_thousand():
-    """The default radius: all training digits in force, then the 8s alone with the others as a reference."""
+    """The default: all training digits in force, then the 8s alone with the others as a reference."""
     training, held_out = digits.load()
     eights = training.only(training.classes == 8).rows
     reference = Exact(training.only(training.classes != 8).rows)
-    for rows, benign in ((training.rows, None), (eights, reference)):
+    for rows, benign, radius in ((training.rows, None, 0.65), (eights, reference, 0.35)):
         negatives = Exact(rows)
         gate = CopyGate().sized(negatives, benign)
-        assert gate.radius == pytest.approx(0.65, abs=0.01)
+        assert gate.radius == pytest.approx(radius, abs=0.01)
+        assert gate.reach == pytest.approx(0 if benign is None else 1.531, abs=0.01)
         for share in (0.1, 0.5, 0.9999):
             s = share * highest(gate.radius, 64)
-            fired = [gate.find(*noised(held_out.rows, s, seed), negatives).fires for seed in range(6)]
+            fired = [gate.find(*noised(held_out.rows, s, seed), negatives, benign).fires for seed in range(6)]
             assert torch.cat(fired).double().mean() <= 0.001
-            copies = gate.find(*noised(rows.double(), s), negatives)
+            copies = gate.find(*noised(rows.double(), s), negatives, benign)
             assert copies.fires.all()
         if benign is not None:
             others = training.only(training.classes != 8).rows
-            assert not gate.find(*noised(others, 0.1), negatives).fires.any()
+            for s in (0.1, 0.5 * highest(gate.reach, 64), 0.9999 * highest(gate.reach, 64)):
+                assert not gate.find(*noised(others, s), negatives, benign).fires.any()
 
 
 def test_with_the_ratio_alone_the_same_copy_drowns():
@@ -125,14 +127,91 @@ def test_a_radius_that_is_no_distance_is_refused(radius):
         CopyGate(radius)
 
 
+@pytest.mark.parametrize("reach", [-1.0, INF, NAN])
+def test_a_reach_that_is_no_distance_or_has_no_radius_is_refused(reach):
+    with pytest.raises(OutOfRange, match="reach"):
+        CopyGate(1.0, reach)
+    with pytest.raises(OutOfRange, match="a radius with it"):
+        CopyGate(reach=1.0)
+
+
+# -- beyond the radius -------------------------------------------------------------------------
+
+
+def crowd(count, seed):
+    """Images that vary in 6 of 64 numbers, and hardly in the others: all lie near some row."""
+    return torch.cat([normal(count, 6, seed=seed), 0.05 * normal(count, 58, seed=seed + 1)], 1)
+
+
+def unit(x):
+    return x / x.norm(dim=1, keepdim=True)
+
+
+def test_in_a_crowd_copies_that_are_less_exact_than_fresh_images_are_near_fire_and_these_do_not():
+    kept, benign, fresh = crowd(2_000, 1), Exact(crowd(2_000, 3)), crowd(2_000, 5)
+    negatives = Exact(kept)
+    gate = CopyGate().sized(negatives, benign)
+    off = normal(300, 64, seed=7)
+    off[:, :6] = 0  # a decoder's loss, away from where images vary
+    overshot = kept[:300] - benign.posterior(kept[:300], NoiseLevel(1.0, gate.reach)).mean  # as guidance does
+    off = unit(unit(off) + unit(overshot))
+    copied = kept[:300] + 0.8 * gate.reach * off
+    level = NoiseLevel(1.0, 0.02)
+    assert CopyGate(gate.reach).find(fresh, level, negatives).fires.double().mean() > 0.02
+    assert not CopyGate(gate.radius).find(copied, level, negatives).fires.any()
+    assert gate.find(copied, level, negatives, benign).fires.double().mean() > 0.8
+    found = gate.find(fresh, level, negatives, benign)
+    assert found.fires.double().mean() <= 0.001
+    assert not found.rows[~found.fires].any()
+
+
+def test_within_the_reach_a_row_with_nothing_near_it_fires():
+    benign, row = Exact(normal(500, 64, seed=1)), torch.full((1, 64), 5.0, dtype=torch.float64)
+    gate = CopyGate().sized(Exact(row), benign)
+    near = row + 0.9 * gate.reach * unit(normal(20, 64, seed=2))
+    assert gate.find(near, NoiseLevel(1.0, 0.01), Exact(row), benign).fires.all()
+
+
+def test_a_reference_that_holds_near_copies_of_rows_does_not_vouch_for_them():
+    rows = normal(200, 64)
+    gate = CopyGate().sized(Exact(rows), Exact(normal(500, 64, seed=1)))
+    tainted = Exact(torch.cat([normal(500, 64, seed=1), rows + 0.5 * gate.radius / 8 * normal(200, 64, seed=2)]))
+    for share in (0.1, 0.9):
+        s = share * highest(gate.radius, 64)
+        assert gate.find(*noised(rows, s), Exact(rows), tainted).fires.all()
+
+
+def test_in_one_call_a_sample_that_copied_a_row_is_held_to_its_reach_and_a_new_call_forgets():
+    kept, benign = crowd(500, 1), Exact(crowd(500, 3))
+    gate = CopyGate().sized(Exact(kept), benign)
+    level = NoiseLevel(1.0, 0.02)
+    towards = benign.posterior(kept, NoiseLevel(1.0, gate.reach)).mean - kept
+    turned = kept + 0.6 * gate.reach * unit(towards)
+    of_itself = Exact(kept).near(turned, k=1).ids[:, 0] == torch.arange(len(kept))
+    some = (of_itself & ~gate.find(turned, level, Exact(kept), benign).fires).nonzero()[:8, 0]
+    z, turned, call = kept[some], turned[some], gate.begin()
+    assert len(z) == 8
+    assert not call.find(turned, level, Exact(kept), benign).fires.any()
+    assert call.find(z, level, Exact(kept), benign).fires.all()
+    held = call.find(turned, level, Exact(kept), benign)
+    assert held.fires.all()
+    assert torch.equal(held.rows, z)
+    other = call.find(turned.roll(1, 0), level, Exact(kept), benign)  # near a row, and not the one that it copied
+    assert not other.fires.any()
+    assert call.find(turned, level, Exact(kept), benign).fires.all()
+    assert not gate.begin().find(turned, level, Exact(kept), benign).fires.any()
+    assert not call.find(turned[:3], level, Exact(kept), benign).fires.any(), "another batch"
+
+
 # -- its radius --------------------------------------------------------------------------------
 
 
 def test_the_radius_is_a_share_of_how_far_images_scatter():
     rows, benign = normal(50, 6), 3 * normal(40, 6, seed=1)
     rms = [float((x - x.mean(0)).square().sum(1).mean().sqrt()) for x in (rows, benign)]
-    assert CopyGate().sized(Exact(rows), None).radius == pytest.approx(0.15 * rms[0])
-    assert CopyGate().sized(Exact(rows), Exact(benign)).radius == pytest.approx(0.15 * rms[1])
+    alone, beside = CopyGate().sized(Exact(rows), None), CopyGate().sized(Exact(rows), Exact(benign))
+    assert (alone.radius, alone.reach) == (pytest.approx(SHARE * rms[0]), 0)
+    assert (beside.radius, beside.reach) == (pytest.approx(CERTAIN * rms[1]), pytest.approx(REACH * rms[1]))
     assert CopyGate(0.3).sized(Exact(rows), Exact(benign)) == CopyGate(0.3)
 
 
@@ -252,7 +331,9 @@ def test_a_guard_has_it_on_and_its_receipts_say_so():
         assert any(copied)
         assert not copied[0]
         assert [step.log_odds == INF for step in receipt.steps] == copied
-        assert receipt.copies == f"within {0.15 * Exact(WORLD.safe).moments().rms:g}"
+        rms = Exact(WORLD.safe).moments().rms
+        assert receipt.copies == str(CopyGate(CERTAIN * rms, REACH * rms))
+        assert receipt.copies.startswith(f"within {CERTAIN * rms:g}, or {REACH * rms:g} where")
     assert {(receipt.copies, any(step.copied for step in receipt.steps)) for receipt in without} == {("none", False)}
 
 

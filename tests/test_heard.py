@@ -57,12 +57,14 @@ def test_under_the_cautious_prior_one_in_a_hundred_harmless_rows_speaks_up_at_mo
 
 
 def test_the_copy_gate_hears_copies_and_nothing_else_where_it_speaks(told):
-    (below,) = set(told.levels) - set(LEVELS)
-    assert below == pytest.approx(0.99 * told.copies_until)
+    below, beyond = sorted(set(told.levels) - set(LEVELS))
+    assert (below, beyond) == (pytest.approx(0.99 * told.copies_until), pytest.approx(0.99 * told.reach_until))
+    assert told.shares[beyond, COPIES][COPY] >= 0.3
+    assert told.shares[beyond, REFERENCE][COPY] <= 0.02
     assert told.shares[below, COPIES][COPY] >= 0.97
     assert told.shares[below, HELD_OUT][COPY] <= 0.02
     assert told.shares[below, REFERENCE][COPY] <= 0.02
-    assert all(told.shares[s, kind][COPY] == 0 for s in LEVELS for kind in told.kinds)
+    assert all(told.shares[s, kind][COPY] == 0 for s in LEVELS if s > beyond for kind in told.kinds)
 
 
 def test_held_out_rows_are_asked_of_a_set_that_lacks_them_and_what_copies_them(tmp_path):

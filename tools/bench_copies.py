@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from negindex.tools.bench_sets import Say
 
 FEW = 1000  # rows of the small set, which are also the first of the large one
-SHARES = (0.1, 0.5, 0.9, 0.9999)  # of the noisiest level at which the gate speaks
+SHARES = (0.1, 0.5, 0.9, 0.9999)  # of the noisiest level at which the gate speaks of its radius
+BEYOND = 3.9  # likewise, where it speaks of its reach alone, which is 4.4 times the radius
 
 
 @click.command(
@@ -58,8 +59,9 @@ def copies(
     """Look noised copies of single rows up in a large set, by its index and by a scan.
 
     Rows are simulated latents in a collection on disk, with a quarter as many benign ones beside them as a reference,
-    which gives the copy gate its radius. The first 1,000 rows are a set of their own as well. Of these, as many as
-    --planted are noised at the levels where the gate speaks, and held-out benign images alike.
+    which gives the copy gate its radius and its reach. The first 1,000 rows are a set of their own as well. Of these,
+    as many as --planted are noised at the levels where the gate speaks of the radius, and at one where it speaks of
+    the reach alone, and held-out benign images alike.
 
     fire: the share of copies that are found, in the small set and in the large one; right: whose row is the one that
     was copied; false: the share of benign images that fire. Times are milliseconds a look-up in the large set, median
@@ -101,7 +103,7 @@ def _measured(
     say("looking for other rows near those that are copied")
     others = unsafe.snapshot.near(alone, 2 * _radius(gate), k=2)
     images = population.block("benign", APART, queries).double()
-    asked = _Asked(gate, alone, images, few, unsafe, scans, seed)
+    asked = _Asked(gate, alone, images, few, unsafe, reference, scans, seed)
     return {
         "machine": machine(),
         "load": os.getloadavg()[0],
@@ -110,12 +112,13 @@ def _measured(
         "seed": seed,
         "kernel": calibration.kernel.name,
         "radius": _radius(gate),
+        "reach": gate.reach,
         "seconds_sized": sizing,
         "seconds_first": first,
         "planted": planted,
         "with_another": int((others.found.sum(1) > 1).sum()),
         "queries": queries,
-        "cells": [_cell(asked, share, say) for share in SHARES],
+        "cells": [_cell(asked, share, say) for share in (*SHARES, BEYOND)],
         "load_after": os.getloadavg()[0],
     }
 
@@ -128,6 +131,7 @@ class _Asked(NamedTuple):
     images: Tensor  # (Q, *S) float64, held-out benign ones
     few: Exact
     unsafe: Engine
+    reference: Engine
     scans: int
     seed: int
 
@@ -139,7 +143,7 @@ def _radius(gate: CopyGate) -> float:
 
 
 def _cell(asked: _Asked, share: float, say: Say) -> dict[str, Any]:
-    """What is printed of one noise level, a share of the noisiest at which the gate speaks."""
+    """What is printed of one noise level, a share of the noisiest at which the gate speaks of its radius."""
     import torch
 
     from negindex.noise import NoiseLevel
@@ -154,10 +158,11 @@ def _cell(asked: _Asked, share: float, say: Say) -> dict[str, Any]:
         images + s * torch.randn(images.shape, generator=random, dtype=torch.float64)
         for images in (asked.alone, asked.images)
     )
-    of_few = asked.gate.find(copies, level, asked.few)
+    of_few = asked.gate.find(copies, level, asked.few, asked.reference.snapshot)
     fires, rows, seconds = zip(*(_timed(asked, some, level, unsafe) for some in copies.split(1)), strict=True)
     false, _, others = zip(*(_timed(asked, some, level, unsafe) for some in fresh.split(1)), strict=True)
-    scanned = [_timed(asked, some, level, asked.unsafe.mixture.source) for some in copies[: asked.scans].split(1)]
+    compared = copies[: asked.scans].split(1) if share < 1 else ()  # beyond, a scan would weigh by another kernel
+    scanned = [_timed(asked, some, level, asked.unsafe.mixture.source) for some in compared]
     return {
         "s": s,
         "share": share,
@@ -175,7 +180,7 @@ def _timed(asked: _Asked, x: Tensor, level: NoiseLevel, negatives: Negatives) ->
     """Whether one sample fires, the row that it is found to copy, and the seconds that this took."""
     from negindex.tools.bench_times import timed
 
-    seconds, found = timed(lambda: asked.gate.find(x, level, negatives))
+    seconds, found = timed(lambda: asked.gate.find(x, level, negatives, asked.reference.snapshot))
     return bool(found.fires), found.rows, seconds
 
 
@@ -185,8 +190,8 @@ def _printed(told: dict[str, Any]) -> Iterator[str]:
     shape = ",".join(map(str, told["shape"]))
     yield f"{told['rows']} rows of {shape}, seed {told['seed']}, kernel {told['kernel']}"
     yield (
-        f"radius {told['radius']:.4g}, known in {1000 * told['seconds_sized']:.0f} ms; the first look-up took "
-        f"{told['seconds_first']:.2f} s"
+        f"radius {told['radius']:.4g}, reach {told['reach']:.4g}, known in {1000 * told['seconds_sized']:.0f} ms; the "
+        f"first look-up took {told['seconds_first']:.2f} s"
     )
     yield (
         f"{told['planted']} rows copied, {told['with_another']} of them with another row within twice the radius; "

@@ -115,7 +115,7 @@ def _samples(collection: Collection, folder: Path, pipeline: Path | None, most: 
 
 
 def _facts(told: Heard) -> dict[str, object]:
-    names = ("prior", "share", "radius", "copies_until", "rows")
+    names = ("prior", "share", "radius", "copies_until", "reach", "reach_until", "rows")
     levels = [{"s": s, **{kind: told.shares[s, kind] for kind in told.kinds}} for s in told.levels]
     return {name: getattr(told, name) for name in names} | {"levels": levels}
 
@@ -153,4 +153,7 @@ def _words(told: Heard, *, cautious: bool) -> Iterator[str]:
         else f"a trigger share of {told.share:g} speaks up for more than 10% of harmless rows at every level: give a "
         "reference and use the ratio gate"
     )
-    yield f"the copy gate looks up to s = {told.copies_until:.3g}, for rows within {told.radius:.3g}"
+    yield (
+        f"the copy gate looks up to s = {told.copies_until:.3g} for rows within {told.radius:.3g}, and up to s = "
+        f"{told.reach_until:.3g} for rows within {told.reach:.3g} where no other row explains the sample"
+    )
