@@ -136,7 +136,7 @@ def config_of(settings: Settings, app: functools.partial[FastAPI]) -> uvicorn.Co
     return uvicorn.Config(
         app,
         factory=True,
-        loop="uvloop",
+        loop="auto",  # uvloop, but where there is none
         http=functools.partial(Limited, 4 * settings.header_bytes),  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
