@@ -201,9 +201,6 @@ class Watch:
         self._before = found.and_earlier(self._before)
         return found
 
-    def __str__(self) -> str:
-        return str(self._gate)
-
 
 BY_DATA = CopyGate()
 
