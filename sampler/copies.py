@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from math import inf, sqrt
 from typing import NamedTuple, TypeVar
 
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor
 
 from negindex.errors import OutOfRange
-from negindex.kernel import LITERAL
+from negindex.kernel import LITERAL, Kernel
 from negindex.moments import Moments
 from negindex.negatives import Negatives, row_elements
 from negindex.noise import NoiseLevel
@@ -79,8 +81,8 @@ class CopyGate:
 
     A model gives what it memorised back less exactly than fresh images of a crowd lie from some row, so no one
     distance tells the two apart. Where z lies beyond r and within the reach R, at levels where R can be seen, the
-    sets are asked what they make of y: E, the mean of all rows, negatives and reference, by the negatives' calibrated
-    kernel, or by the literal one at a width of R / 2.
+    sets are asked what they make of y: E, the mean of all rows, negatives and reference, by the calibrated kernel that
+    the guard weighs by, or by the literal one at a width of R / 2.
     A fresh image of a crowd lies from z the way that E does; from the row that a copy copies, E lies the other way.
     It fires where (y - z) · (E - z) <= (R / 15)², which is so too where E is z: nothing else is near. In one call of a
     pipeline, a sample that was found to copy z is held to the reach of z from then on (``begin``): the guard's own
@@ -126,11 +128,13 @@ class CopyGate:
         negatives: Negatives,
         reference: Negatives | None = None,
         before: Copied | None = None,
+        kernel: Kernel | None = None,
     ) -> Copied:
         """The samples x_t (B, *S) that are near-copies; asks the set only about levels where the gate speaks.
 
         reference: what else explains a sample between radius and reach. Both sets are asked of such samples alone.
-        before: what these samples were found to copy at an earlier step.
+        before: what these samples were found to copy at an earlier step. kernel: what both sets are seen through; None
+        takes the negatives' own.
         """
         nowhere, dimensions = Copied.nowhere(x_t), row_elements(negatives.shape)
         least = min(level.s.reshape(-1).tolist(), default=inf)
@@ -139,35 +143,34 @@ class CopyGate:
         level = level.expand(len(x_t))
         asked = self.speaks(level, dimensions).nonzero()[:, 0]
         s, at = level.s[asked], asked.to(x_t.device)
-        slack = _slack(s, dimensions)
-        noise = s.square() * dimensions + slack
         y = x_t[at].to(torch.float64) / level.alpha[asked].to(x_t.device).reshape(-1, *[1] * (x_t.dim() - 1))
-        near = negatives.near(y, (noise + self._furthest**2).sqrt(), k=1, noise=s)
-        rows, apart = near.rows.sum(1), near.distances.sum(1)  # of one place, or of none
-        within = (noise + self._r**2).sqrt().masked_fill(slack > self._r**2, -1).to(apart.device)
-        found = near.found.any(1)
-        copied = found & (apart <= within) if self.reach > self._r else found.clone()
+        near = negatives.near(y, self._distance(self._furthest, s, dimensions), k=1, noise=s)
+        found, rows, apart = near.found.any(1), near.rows.sum(1), near.distances.sum(1)  # of one place, or of none
+        copied = found & (apart <= self._distance(self._r, s, dimensions).to(apart.device))
         if before is not None and before.rows.shape == x_t.shape:
             copied |= found & before.about(at).same_as(rows)
         unsure = (found & ~copied).nonzero()[:, 0]
         if len(unsure):
-            copied[unsure] = self._unexplained(y[unsure], rows[unsure], s[unsure.cpu()], negatives, reference)
+            sets = (negatives,) if reference is None else (negatives, reference)
+            weighed_by = negatives.default_kernel if kernel is None else kernel
+            copied[unsure] = self._unexplained(y[unsure], rows[unsure], s[unsure.cpu()], sets, weighed_by)
         fires, of = nowhere.fires.clone(), nowhere.rows.clone()
         fires[at] = copied
         of[at] = torch.where(copied.reshape(-1, *[1] * (y.dim() - 1)), rows, 0.0)
         return Copied(fires, of, near.missing)
 
-    def _unexplained(
-        self, y: Tensor, z: Tensor, s: Tensor, negatives: Negatives, reference: Negatives | None
-    ) -> Tensor:
+    def _unexplained(self, y: Tensor, z: Tensor, s: Tensor, sets: Sequence[Negatives], kernel: Kernel) -> Tensor:
         """(n,) bool: the way from z to y, both (n, *S), is not the way to what the rows make of y, at levels s (n,)."""
-        kernel = negatives.default_kernel
         level = NoiseLevel(1.0, _WIDTH * self.reach if kernel == LITERAL else s)
-        told = negatives.posterior(y, level, kernel=kernel)
-        if reference is not None:
-            told = told.merge(reference.posterior(y, level, kernel=kernel))
+        told = reduce(Partial.merge, (one.posterior(y, level, kernel=kernel) for one in sets))
         along = ((y - z) * (told.mean.to(y) - z)).flatten(1).sum(1)
         return along <= (_NOUGHT * self.reach) ** 2
+
+    @staticmethod
+    def _distance(radius: float, s: Tensor, dimensions: int) -> Tensor:
+        """How far y may lie from a row that it copies within a radius, at levels s (n,); -1 where that is not seen."""
+        slack = _slack(s, dimensions)
+        return (s.square() * dimensions + slack + radius**2).sqrt().masked_fill(slack > radius**2, -1)
 
     @property
     def _r(self) -> float:
@@ -194,10 +197,17 @@ class Watch:
         self._gate = gate
         self._before: Copied | None = None
 
-    def find(self, x_t: Tensor, level: NoiseLevel, negatives: Negatives, reference: Negatives | None = None) -> Copied:
+    def find(
+        self,
+        x_t: Tensor,
+        level: NoiseLevel,
+        negatives: Negatives,
+        reference: Negatives | None = None,
+        kernel: Kernel | None = None,
+    ) -> Copied:
         """As ``CopyGate.find``, in the light of the steps before."""
         gate = self._gate.sized(negatives, reference)
-        found = gate.find(x_t, level, negatives, reference, self._before)
+        found = gate.find(x_t, level, negatives, reference, self._before, kernel)
         self._before = found.and_earlier(self._before)
         return found
 

@@ -155,7 +155,7 @@ class Correction:
         if self.copies is None:
             return Copied.nowhere(x_t)
         watch = self._watch or self.copies.begin()
-        return watch.find(x_t, level, self.negatives, self.reference)
+        return watch.find(x_t, level, self.negatives, self.reference, self.kernel)
 
     def _odds(self, x_t: Tensor, level: NoiseLevel, unsafe: Partial, benign: Partial | None) -> Tensor:
         """(B,) what the gate says; certainty where the rule needs no gate and none was named."""

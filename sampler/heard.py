@@ -138,7 +138,7 @@ class _Told:
             one: Partial = unsafe.posterior(some, level, kernel=kernel)
             ratios.append(log_ratio(one, benign.posterior(some, level, kernel=kernel), 0.5))
             triggers.append(trigger(some, level, one).isfinite())
-            fires.append(copies.find(some, level.expand(len(some)), unsafe, benign).fires)
+            fires.append(copies.find(some, level.expand(len(some)), unsafe, benign, kernel=kernel).fires)
         share = [float(torch.cat(found).double().mean()) for found in (triggers, fires)]
         return cls(torch.cat(ratios), *share)
 

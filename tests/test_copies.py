@@ -172,6 +172,19 @@ def test_within_the_reach_a_row_with_nothing_near_it_fires():
     assert gate.find(near, NoiseLevel(1.0, 0.01), Exact(row), benign).fires.all()
 
 
+def test_what_explains_a_sample_is_seen_through_the_kernel_that_the_guard_weighs_by():
+    """A row alone of its kind, and a sample between it and the middle of all: only a wide kernel sees that middle."""
+    benign, row = Exact(normal(500, 64, seed=1)), torch.full((1, 64), 5.0, dtype=torch.float64)
+    gate, level = CopyGate().sized(Exact(row), benign), NoiseLevel(1.0, 0.01)
+    near = row * (1 - 0.8 * gate.reach / row.norm())
+    everything = Kernel([(0.01, 1e6)])
+    for kernel, fires in ((None, True), (everything, False)):
+        assert gate.find(near, level, Exact(row), benign, kernel=kernel).fires.all() == fires
+        assert gate.begin().find(near, level, Exact(row), benign, kernel).fires.all() == fires
+        call = Correction(Exact(row), benign, 0.1, paired, kernel=kernel, copies=gate).begin()
+        assert call.look(near, near, level).copied.all() == fires
+
+
 def test_a_reference_that_holds_near_copies_of_rows_does_not_vouch_for_them():
     rows = normal(200, 64)
     gate = CopyGate().sized(Exact(rows), Exact(normal(500, 64, seed=1)))
