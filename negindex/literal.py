@@ -21,6 +21,7 @@ from negindex.exact import BLOCK_ELEMENTS, Scan
 from negindex.head import Stretches, squared
 from negindex.kernel import squared_distances
 from negindex.partial import NEG_INF
+from negindex.summed import summed
 from negindex.trust import SURE
 from negindex.unread import Unread, shares, stated
 
@@ -270,7 +271,7 @@ class _Rest(NamedTuple):
         left, sizes = known.single[len(read.number) :], clusters.offsets.diff()
         each = (self.groups.log() - known.log_mass).nan_to_num(NEG_INF, posinf=NEG_INF, neginf=NEG_INF)
         weight = (known.grouped + each.repeat_interleave(sizes)).exp().index_copy_(0, left, self.singles)
-        inside = Stretches(clusters.offsets, torch.arange(len(sizes))).weighted(clusters.reduced, weight)
+        inside = summed(clusters.reduced, *Stretches(clusters.offsets, torch.arange(len(sizes))).counting(weight.float()))
         owner = torch.bucketize(left, clusters.offsets[1:], right=True)
         group = self.groups.index_add(0, owner, self.singles)
         full = group.topk(min(_EXACT, len(group))).indices

@@ -27,13 +27,14 @@ from negindex.partial import NEG_INF, Heaviest, Origin, Partial
 from negindex.projection import Space, generator
 from negindex.spheres import Spheres
 from negindex.stages import stage
+from negindex.summed import summed
 from negindex.trust import Trust
 
 USUAL = 1  # which of them answers where no error is asked for
 SCAN_ELEMENTS = 1 << 20  # a set of so few numbers is scanned: that takes about 10 ms
 READ_ROWS = 1 << 13  # a set of fewer is scanned by the literal kernel: it reads a thousand of them at least
 _CENTRE_ROWS = 1024
-_CACHED = 1 << 18  # numbers
+_CACHED = 1 << 17  # numbers
 
 T = TypeVar("T")
 
@@ -276,7 +277,7 @@ class Mixture(Negatives):
         shares = torch.stack([reading.cluster_weight for reading in readings]).float() @ clusters.along
         mean = torch.addmm(space.raised(inside), shares, clusters.leading)
         for b, reading in enumerate(readings):
-            mean[b] += reading.exact_weight.float() @ clusters.outside[reading.exact]
+            mean[b] += summed(clusters.outside, reading.exact_weight.float(), reading.exact)
         with stage("gather", within="search"):
             for some in torch.arange(len(rows)).split(max(1, BLOCK_ELEMENTS // len(space.centre))):
                 read = self.source.take(clusters.places[rows[some]]).rows.to("cpu")
@@ -318,9 +319,14 @@ def _each(one: Callable[[int], T], count: int) -> list[T]:
 
 def _add_weighted(total: Tensor, weight: Tensor, rows: Tensor, centre: Tensor) -> None:
     """Add weight (B, n) @ (rows (n, D) - centre) to the total (B, D) float32, as much at a time as a cache holds."""
-    at_once = max(1, _CACHED // len(centre))
-    for some, share in zip(rows.split(at_once), weight.split(at_once, 1), strict=True):
-        total.addmm_(share, some.to(torch.float32) - centre)
+    at_once, whose = max(1, _CACHED // len(centre)), weight.bool().tolist()
+    shares, sums = weight.numpy(), total.numpy()
+    for start in range(0, len(rows), at_once):
+        here = slice(start, start + at_once)
+        apart = rows[here].to(torch.float32).sub_(centre).numpy()
+        for b, share in enumerate(shares):
+            if any(whose[b][here]):  # most rows are read for one sample
+                sums[b] += share[here] @ apart
 
 
 def _filled(ids: Tensor, log_weight: Tensor, places: int) -> tuple[Tensor, Tensor]:

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from negindex.clusters import Clusters
 from negindex.exact import Scan
-from negindex.head import Effort, Head, apart, cancelling, weigh
+from negindex.head import Effort, Head, cancelling, weigh
 from negindex.noise import NoiseLevel
 from negindex.partial import NEG_INF
 from negindex.projection import generator, geometric
+from negindex.summed import apart
 
 LEVELS = tuple(geometric(0.2, 80.0, 11))
 SURE = 1.25  # a length read off 64 numbers of a sketch is at most this much too short, in 97 of 100
