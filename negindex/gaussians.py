@@ -85,6 +85,12 @@ class Gaussians(_Moments):
         return torch.cat([self.axes, self.mean[:, None]], 1).permute(2, 1, 0).contiguous()
 
     @cached_property
+    def wide(self) -> Tensor:
+        """(R + 1, S, K) float64, the variances along the axes and along every other direction, of each width."""
+        scales = torch.cat([self.variance, self.rest[:, None]], 1).T
+        return scales[:, None] * torch.tensor(SCALES, dtype=torch.float64)[:, None]
+
+    @cached_property
     def lengths(self) -> Tensor:
         """(K,) float64, squared, of the means."""
         return self.mean.double().square().sum(1)
@@ -112,8 +118,7 @@ class Gaussians(_Moments):
         squares = along.square()
         left = (distance - squares.sum(1)).clamp_min_(0).to(kind)
         squares = torch.cat([squares, left[:, None]], 1)  # (B, R + 1, K)
-        scales = torch.cat([self.variance, self.rest[:, None]], 1).T  # (R + 1, K)
-        wide = (scales[:, None] * torch.tensor(SCALES, dtype=torch.float64)[:, None]).to(kind)  # (R + 1, S, K)
+        wide = self.wide.to(kind)
         h2 = (variance if bool((variance != variance[0]).any()) else variance[:1])[:, None, None, None].to(kind)
         total = wide + h2  # (B, R + 1, S, K), of one sample where the others' is the same
         lost = h2 / total  # of an offset along each axis

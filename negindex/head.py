@@ -147,7 +147,8 @@ def weigh(
     share, sketch = _by_cluster(light, seen.sizes), summed(clusters.sketch, *counting)
     reading = _reading(clusters, seen, heavy, read, share, sketch, closed, max(_EXACT, effort.read // 4))
     most = (told.log_most + lean - log_norm).clamp_max(0).exp().index_fill(0, opened, 0.0)
-    far = told.squared_from(inside, clusters.gaussians.lengths) + squared_distances(reading.mark[None], clusters.gaussians.mark)[0]
+    far = told.squared_from(inside, clusters.gaussians.lengths)
+    far += squared_distances(reading.mark[None], clusters.gaussians.mark)[0]
     return Head(
         log_read=seen.log_weight[:read].logsumexp(0),
         log_unread=log_norm + (share.sum() + heavy[read:].sum()).log(),
@@ -176,14 +177,13 @@ def choose(told: Told, stake: Tensor, counts: Tensor, weighed: int, named: int) 
     Where the kernel is so narrow that normal clusters misjudge their mass, the distance finds the right ones. At least
     ``named`` rows.
     """
-    order, turn = torch.arange(len(stake)), torch.empty(len(stake), dtype=torch.int64)
-    turn[stake.argsort(descending=True, stable=True)] = 2 * order
-    nearest = told.distance.argsort(stable=True)
-    turn[nearest] = torch.minimum(turn[nearest], 2 * order + 1)
-    turn = turn.argsort()
-    rows = counts[turn].cumsum(0)
-    opened = turn[(rows <= weighed) | (rows - counts[turn] < named)]
-    return opened[counts[opened] > 0].sort().values
+    size, turns = counts.numpy(), np.empty((2, len(counts)), np.int64)
+    for turn, order in zip(turns, (-stake.numpy(), told.distance.numpy()), strict=True):
+        turn[order.argsort(kind="stable")] = np.arange(0, 2 * len(size), 2)
+    order = np.minimum(turns[0], turns[1] + 1).argsort()
+    rows = size[order].cumsum()
+    opened = order[((rows <= weighed) | (rows - size[order] < named)) & (size[order] > 0)]
+    return torch.from_numpy(np.sort(opened))
 
 
 def _astray(told: Told, stake: Tensor, seen: Opened) -> float:

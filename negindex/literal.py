@@ -271,7 +271,8 @@ class _Rest(NamedTuple):
         left, sizes = known.single[len(read.number) :], clusters.offsets.diff()
         each = (self.groups.log() - known.log_mass).nan_to_num(NEG_INF, posinf=NEG_INF, neginf=NEG_INF)
         weight = (known.grouped + each.repeat_interleave(sizes)).exp().index_copy_(0, left, self.singles)
-        inside = summed(clusters.reduced, *Stretches(clusters.offsets, torch.arange(len(sizes))).counting(weight.float()))
+        every = Stretches(clusters.offsets, torch.arange(len(sizes)))
+        inside = summed(clusters.reduced, *every.counting(weight.float()))
         owner = torch.bucketize(left, clusters.offsets[1:], right=True)
         group = self.groups.index_add(0, owner, self.singles)
         full = group.topk(min(_EXACT, len(group))).indices

@@ -8,6 +8,7 @@ from functools import cached_property
 from math import inf
 from typing import Self, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -34,7 +35,7 @@ USUAL = 1  # which of them answers where no error is asked for
 SCAN_ELEMENTS = 1 << 20  # a set of so few numbers is scanned: that takes about 10 ms
 READ_ROWS = 1 << 13  # a set of fewer is scanned by the literal kernel: it reads a thousand of them at least
 _CENTRE_ROWS = 1024
-_CACHED = 1 << 17  # numbers
+_CACHED = 1 << 18  # numbers
 
 T = TypeVar("T")
 
@@ -319,14 +320,11 @@ def _each(one: Callable[[int], T], count: int) -> list[T]:
 
 def _add_weighted(total: Tensor, weight: Tensor, rows: Tensor, centre: Tensor) -> None:
     """Add weight (B, n) @ (rows (n, D) - centre) to the total (B, D) float32, as much at a time as a cache holds."""
-    at_once, whose = max(1, _CACHED // len(centre)), weight.bool().tolist()
-    shares, sums = weight.numpy(), total.numpy()
-    for start in range(0, len(rows), at_once):
-        here = slice(start, start + at_once)
-        apart = rows[here].to(torch.float32).sub_(centre).numpy()
-        for b, share in enumerate(shares):
-            if any(whose[b][here]):  # most rows are read for one sample
-                sums[b] += share[here] @ apart
+    apart = torch.empty(min(len(rows), max(1, _CACHED // len(centre))), len(centre))
+    for some, share in zip(rows.split(len(apart)), weight.split(len(apart), 1), strict=True):
+        here = apart[: len(some)].copy_(some).sub_(centre).numpy()
+        for b in np.flatnonzero(share.numpy().any(1)).tolist():  # most rows are read for one sample
+            total[b] += torch.from_numpy(share[b].numpy() @ here)
 
 
 def _filled(ids: Tensor, log_weight: Tensor, places: int) -> tuple[Tensor, Tensor]:

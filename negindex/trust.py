@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import hypot, log
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from negindex.clusters import Clusters
@@ -78,7 +80,11 @@ class Trust:
         return hypot(unread, self._at(s, self.factors[:, effort]) * (float(head.tail) / radius + FLOOR))
 
     def _at(self, s: float, values: Tensor) -> float:
-        return float(np.interp(log(s), np.log(self.levels), values.numpy()))
+        return float(np.interp(log(s), self._log_levels, values.numpy()))
+
+    @cached_property
+    def _log_levels(self) -> NDArray[np.float64]:
+        return np.log(self.levels)
 
 
 class _Asked(NamedTuple):

@@ -88,8 +88,7 @@ class OnEngine(Mixture):
             choose(one, stakes(one, clusters.gaussians.lengths), clusters.counts, most, query.named)
             for one in (told.about(b) for b in range(len(points)))
         ]
-        chosen: Tensor = torch.cat(each).unique()
-        return chosen
+        return torch.cat(each).unique()
 
 
 class _Part(Mixture):
