@@ -148,8 +148,8 @@ class Gaussians(_Moments):
         """(B, R, K), how far queries (B, d) are from the clusters' means along the axes; of all in one pass."""
         if query.dtype == torch.float64:
             return torch.einsum("krd,bkd->brk", self.axes.double(), query[:, None] - self.mean)
-        found = from_left(query, self.across[:, :-1].flatten(1))
-        return found.unflatten(1, self.middle.T.shape).sub_(self.middle.T)
+        found = from_left(query, self.across[:, :-1].flatten(1))  # (B, R K)
+        return found.reshape(-1, *self.middle.T.shape).sub_(self.middle.T)
 
 
 def _times(axes: Tensor) -> Tensor:

@@ -88,7 +88,8 @@ class OnEngine(Mixture):
             choose(one, stakes(one, clusters.gaussians.lengths), clusters.counts, most, query.named)
             for one in (told.about(b) for b in range(len(points)))
         ]
-        return torch.cat(each).unique()
+        chosen: Tensor = torch.cat(each).unique()
+        return chosen
 
 
 class _Part(Mixture):
