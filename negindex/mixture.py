@@ -274,6 +274,8 @@ class Mixture(Negatives):
         owner = torch.arange(len(heads)).repeat_interleave(torch.tensor([len(reading.rows) for reading in readings]))
         weight = torch.zeros(len(heads), len(rows), dtype=torch.float64)
         weight[owner, place] = torch.cat([reading.row_weight for reading in readings])
+        order = weight.abs().argmax(0).argsort(stable=True)  # most rows are read for one sample: its own together
+        rows, weight = rows[order], weight[:, order]
         inside = torch.stack([head.inside for head in heads]) - weight @ clusters.reduced[rows].double()
         shares = torch.stack([reading.cluster_weight for reading in readings]).float() @ clusters.along
         mean = torch.addmm(space.raised(inside), shares, clusters.leading)
@@ -323,7 +325,7 @@ def _add_weighted(total: Tensor, weight: Tensor, rows: Tensor, centre: Tensor) -
     apart = torch.empty(min(len(rows), max(1, _CACHED // len(centre))), len(centre))
     for some, share in zip(rows.split(len(apart)), weight.split(len(apart), 1), strict=True):
         here = apart[: len(some)].copy_(some).sub_(centre).numpy()
-        for b in np.flatnonzero(share.numpy().any(1)).tolist():  # most rows are read for one sample
+        for b in np.flatnonzero(share.numpy().any(1)).tolist():
             total[b] += torch.from_numpy(share[b].numpy() @ here)
 
 
