@@ -107,6 +107,10 @@ class Clusters:
         )
 
     def __len__(self) -> int:
+        return self._live
+
+    @cached_property
+    def _live(self) -> int:
         return int(self.counts.sum())
 
     @property
@@ -132,6 +136,11 @@ class Clusters:
         total = torch.zeros(len(self.counts), dtype=torch.float64)
         total.index_add_(0, self.of_rows()[kept], self.beyond[kept].double())
         return total / self.counts.clamp_min(1)
+
+    @cached_property
+    def lengths_each(self) -> Tensor:
+        """(K,) float64, the mean squared length of the live rows of each cluster, about the centre."""
+        return self.whole.squares / self.counts.clamp_min(1)
 
     @cached_property
     def mean(self) -> Tensor:

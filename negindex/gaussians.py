@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from negindex.summed import apart, from_left, from_right
+
 RANK = 8  # principal axes kept of a cluster's covariance; the rest of it counts as alike in all directions
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of a cluster's covariance: its rows are a mix of normal ones of these widths
 _FAR = 1e15  # from which on squares are too large for float32
 _COARSE = 1e4  # times h: at that length float32 numbers are too coarse
-_NEGLIGIBLE = 1e-9  # of the largest weight
-_GATHERED = 4  # clusters are gathered where so many times as many are there
+_SMALL = 1e-30  # no sum of shares is less
 _STEPS = 15  # of expectation and maximisation
 _PRIOR = 0.1  # rows, over all scales
 
@@ -21,41 +23,47 @@ _PRIOR = 0.1  # rows, over all scales
 class Told(NamedTuple):
     """What each of K clusters says about E[x_0 | x_t] if its rows are a mix of normal distributions about its mean.
 
-    A cluster's own E[x_0 | x_t] is ``plain`` + ``pull`` @ ``axes``.
+    A cluster's own E[x_0 | x_t] is its mean + ``kept`` (``query`` - its mean) + ``pull`` along its axes.
     """
 
     log_mass: Tensor  # (B, K) float64
     log_most: Tensor  # (B, K) float64, the mass if all its rows were of the widest: never less than log_mass
-    plain: Tensor  # (B, K, d) float32, about the space's centre
-    pull: Tensor  # (B, K, R) float32
+    kept: Tensor  # (B, K) float64, what remains of an offset beside the axes
+    pull: Tensor  # (B, R, K) float32, what remains more than that along them
     spread: Tensor  # (B, K) float64, the rows' variance about it as the query sees them, all dimensions together
     distance: Tensor  # (B, K) float64, squared, from the query to the cluster's mean
-    axes: Tensor  # (K, R, d) float32, of every sample
+    query: Tensor  # (B, d) float64, about the space's centre
+    across: Tensor  # of every sample, see ``Gaussians.across``
 
     def about(self, sample: int) -> Told:
         """One sample's, without the batch's dimension."""
-        return Told._make([*(part[sample] for part in self[:-1]), self.axes])
+        return Told._make([*(part[sample] for part in self[:-1]), self.across])
 
-    def mean(self, weight: Tensor) -> Tensor:
-        """One sample's: the sum of all clusters' means (d,) float32 by weights (K,)."""
-        some = (weight > _NEGLIGIBLE * weight.max()).nonzero()[:, 0]
-        few = _GATHERED * len(some) < len(weight)
-        share, plain, pull, axes = (
-            part[some] if few else part for part in (weight.float(), self.plain, self.pull, self.axes)
-        )
-        return share @ plain + (share[:, None] * pull).flatten() @ axes.flatten(0, 1)
+    def centre(self, weight: Tensor) -> Tensor:
+        """One sample's: the sum of all clusters' means (d,) float64 by weights (K,)."""
+        kept = weight * self.kept
+        along = torch.cat([weight.float() * self.pull, (weight - kept).float()[None]])
+        return from_right(self.across.flatten(1), along.flatten()).double() + kept.sum() * self.query
 
-    def squared_from(self, point: Tensor) -> Tensor:
+    def middle(self, weight: Tensor) -> Tensor:
+        """The same without what the axes add, which spares a pass over them."""
+        kept = weight * self.kept
+        return from_right(self.across[:, -1], (weight - kept).float()).double() + kept.sum() * self.query
+
+    def squared_from(self, point: Tensor, lengths: Tensor) -> Tensor:
         """One sample's: how far the clusters' means are from a point (d,), squared, (K,) float64.
 
-        As if what the axes add were at right angles to the rest, which spares a pass over them.
+        lengths: (K,) float64, squared, of their own means. As if what the axes add were at right angles to the rest;
+        the rest lies on the line from the cluster's own mean to the query (Stewart's theorem).
         """
-        away = self.plain - point.float()
-        return (torch.einsum("kd,kd->k", away, away) + torch.einsum("kr,kr->k", self.pull, self.pull)).double()
+        kept, from_query = self.kept, (point - self.query).square().sum()
+        own = lengths + point.square().sum() - 2 * from_left(point.float(), self.across[:, -1])
+        rest = (1 - kept) * (own - kept * self.distance) + kept * from_query
+        return rest.clamp_min_(0) + self.pull.square().sum(0)
 
 
-class Gaussians(NamedTuple):
-    """Moments of K clusters inside the kernel's space, and of sketches outside it."""
+class _Moments(NamedTuple):
+    """Of K clusters."""
 
     counts: Tensor  # (K,) int64
     mean: Tensor  # (K, d) float32, about the space's centre; 0 for a cluster without rows
@@ -66,6 +74,26 @@ class Gaussians(NamedTuple):
     shares: Tensor  # (K, S) float64, of its rows at each of SCALES times its covariance
     mark: Tensor  # (K, m) float64, mean of the sketches
     scatter: Tensor  # (K,) float64, mean squared distance of the sketches, and so of what they stand for, from it
+
+
+class Gaussians(_Moments):
+    """Moments of K clusters inside the kernel's space, and of sketches outside it."""
+
+    @cached_property
+    def across(self) -> Tensor:
+        """(d, R + 1, K) float32, the axes, and the means behind them: a pass over long lines takes half the time."""
+        return torch.cat([self.axes, self.mean[:, None]], 1).permute(2, 1, 0).contiguous()
+
+    @cached_property
+    def wide(self) -> Tensor:
+        """(R + 1, S, K) float64, the variances along the axes and along every other direction, of each width."""
+        scales = torch.cat([self.variance, self.rest[:, None]], 1).T
+        return scales[:, None] * torch.tensor(SCALES, dtype=torch.float64)[:, None]
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """(K,) float64, squared, of the means."""
+        return self.mean.double().square().sum(1)
 
     @classmethod
     def fit(cls, clusters: Iterable[tuple[Tensor, Tensor]]) -> Self:
@@ -80,39 +108,48 @@ class Gaussians(NamedTuple):
         """Every cluster in closed form: query (B, d) float64 about the centre, variance (B,) = h².
 
         Of a width c: log mass = log n - ½ (q-m)ᵀ (cC + h²I)⁻¹ (q-m) - ½ log det (I + cC/h²) and
-        mean = m + cC (cC + h²I)⁻¹ (q-m), with C of rank 16 plus a multiple of the identity off the axes; widths
+        mean = m + cC (cC + h²I)⁻¹ (q-m), with C of rank 8 plus a multiple of the identity off the axes; widths
         count by their shares. Clusters of real rows have denser cores and heavier tails than a normal distribution,
-        which a far query would misjudge by half. Cost: 8 B K d products.
+        which a far query would misjudge by half. Cost: 4 B K d products with the axes.
         """
         coarse = float(query.norm(dim=1).max()) > min(_FAR, _COARSE * float(variance.min().sqrt()))
         kind = torch.float64 if coarse else torch.float32
-        times, h2 = _times(self.axes), variance[:, None, None, None]
-        apart = query.to(kind)[:, None] - self.mean  # (B, K, d)
-        if coarse:
-            along = torch.einsum("krd,bkd->bkr", self.axes.to(kind), apart)
-        else:  # of all samples in one pass over the axes
-            along = (query.to(kind) @ self.axes.flatten(0, 1).T).unflatten(1, self.middle.shape) - self.middle
-        distance = torch.einsum("bkd,bkd->bk", apart, apart)
-        left = (distance - along.square().sum(2)).clamp_min(0)
-        squares = torch.cat([along.square(), left[..., None]], 2)  # (B, K, R + 1)
-        scales = torch.cat([self.variance, self.rest[:, None]], 1)  # (K, R + 1)
-        wide = (torch.tensor(SCALES, dtype=torch.float64)[:, None] * scales[:, None]).to(kind)  # (K, S, R + 1)
-        total = wide + h2.to(kind)  # (B, K, S, R + 1)
-        exponent = (squares[:, :, None] / total).sum(3) + (total / h2.to(kind)).log() @ times.to(kind)
-        each = self.counts.log()[:, None] - 0.5 * exponent.double()  # (B, K, S)
-        shared = each + self.shares.log()
-        log_mass = shared.logsumexp(2)
-        share = (shared - log_mass[..., None].clamp_min(-1e300)).exp().to(kind)
-        kept = torch.einsum("bks,bksr->bkr", share, wide / total)  # what remains of an offset along each axis
+        distance, along = apart(query.to(kind), self.mean.to(kind)), self._along(query.to(kind))
+        squares = along.square()
+        left = (distance - squares.sum(1)).clamp_min_(0).to(kind)
+        squares = torch.cat([squares, left[:, None]], 1)  # (B, R + 1, K)
+        wide = self.wide.to(kind)
+        h2 = (variance if bool((variance != variance[0]).any()) else variance[:1])[:, None, None, None].to(kind)
+        total = wide + h2  # (B, R + 1, S, K), of one sample where the others' is the same
+        lost = h2 / total  # of an offset along each axis
+        times = _times(self.axes)
+        narrower = lost.log()
+        narrower[:, -1] *= float(times[-1])
+        exponent = ((squares / h2[:, 0])[:, :, None] * lost).sum(1) - narrower.sum(1)
+        each = self.counts.log() - 0.5 * exponent.double()  # (B, S, K)
+        shared = each + self.shares.T.log()
+        most = shared.amax(1, keepdim=True).clamp_min_(-1e300)
+        share = (shared - most).to(kind).exp_()
+        whole = share.sum(1, keepdim=True)
+        log_mass = (most + whole.double().log_())[:, 0]
+        kept = ((share / whole.clamp_min(_SMALL))[:, None] * (wide / total)).sum(2)
         return Told(
             log_mass=log_mass,
-            log_most=torch.maximum(log_mass, each[..., -1]),
-            plain=torch.addcmul(self.mean, kept[..., -1:], apart).float(),
-            pull=(along * (kept[..., :-1] - kept[..., -1:])).float(),
-            spread=(variance[:, None, None] * kept) @ times + self.scatter,
+            log_most=torch.maximum(log_mass, each[:, -1]),
+            kept=kept[:, -1].double(),
+            pull=(along * (kept[:, :-1] - kept[:, -1:])).float(),
+            spread=variance[:, None] * (times[:, None] * kept).sum(1) + self.scatter,
             distance=distance.double(),
-            axes=self.axes,
+            query=query,
+            across=self.across,
         )
+
+    def _along(self, query: Tensor) -> Tensor:
+        """(B, R, K), how far queries (B, d) are from the clusters' means along the axes; of all in one pass."""
+        if query.dtype == torch.float64:
+            return torch.einsum("krd,bkd->brk", self.axes.double(), query[:, None] - self.mean)
+        found = from_left(query, self.across[:, :-1].flatten(1))  # (B, R K)
+        return found.reshape(-1, *self.middle.T.shape).sub_(self.middle.T)
 
 
 def _times(axes: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from math import copysign, inf, isfinite
 from typing import NamedTuple
 
@@ -13,15 +14,16 @@ from negindex.clusters import Clusters
 from negindex.gaussians import Told
 from negindex.kernel import squared_distances
 from negindex.partial import NEG_INF
+from negindex.summed import apart, summed
 
 _NEGLIGIBLE = 1e-12  # share of the weight below which a row's outside part is not asked for
 _WORTH = 1 / 64  # of the reading's mean share a row must weigh to be read: all that weigh less change nothing
 _EXACT = 64  # clusters whose mean outside the kernel is read in full, at least
-_GATHERED = 4  # rows are gathered one by one where so many times as many lie in the stretches
 _CANCELS = 1e-4  # of the squared lengths: where h² is less, float32 cannot tell weights by expanded squares
 _FEW = 4  # rows whose squares would cancel are placed apart from the others while they are at most one in so many
 _BELIEVED = 1.0  # of a log mass: a closed form that is off by no more where it can be checked stands as it is
 _SUBTRACTED = 512  # of the rows weighed, so many heaviest count in float64: where few have all the weight, these do
+_HUGE = 1e300
 
 
 class Effort(NamedTuple):
@@ -66,61 +68,56 @@ class Head(NamedTuple):
 
 
 class Opened(NamedTuple):
-    """The rows of some clusters, weighed."""
+    """The rows of O clusters, weighed: the heaviest in float64, the others relative to the nearest of their cluster."""
 
     clusters: Tensor  # (O,) int64, ascending
-    stretches: Stretches  # where their rows lie
-    owner: Tensor  # (n,) int64, each row's place in ``clusters``
-    number: Tensor  # (n,) int64
-    log_weight: Tensor  # (n,) float64; the heaviest are subtracted in float64, the others in float32
-    heaviest: Tensor  # (H,) int64, places of the heaviest, heaviest first
-
-    def weight(self) -> tuple[Tensor, Tensor]:
-        """(n,) float64 relative to the heaviest, and the log of the sum; exponentials of the light ones in float32."""
-        apart = self.log_weight - self.log_weight[self.heaviest[0]]
-        weight = apart.float().exp().double()
-        weight[self.heaviest] = apart[self.heaviest].exp()
-        return weight, weight.sum().log() + self.log_weight[self.heaviest[0]]
+    stretches: Stretches  # where their n rows lie
+    sizes: Tensor  # (O,) int64, how many they are
+    light: Tensor  # (n,) float32, weights over their cluster's ``level``; 0 for the heaviest
+    level: Tensor  # (O,) float64, a log-weight
+    log_mass: Tensor  # (O,) float64, of all
+    owner: Tensor  # (H,) int64, each of the heaviest rows' place in ``clusters``, heaviest first
+    number: Tensor  # (H,) int64, theirs
+    rows: Tensor  # (H, d) float64, as the kernel sees them
+    log_weight: Tensor  # (H,) float64
 
 
 class Stretches:
-    """n rows that lie in a few stretches of a table: multiplied where they are, since a copy costs ten times as much.
-
-    By numpy, which takes a third of torch's time for a matrix and one vector on some processors.
-    """
+    """n rows that lie in a few stretches of a table, worked with where they are."""
 
     def __init__(self, offsets: Tensor, clusters: Tensor) -> None:
         """The rows offsets[c] : offsets[c + 1] of some clusters, ascending; neighbours are one stretch."""
         start, stop = offsets[clusters], offsets[clusters + 1]
         first = torch.ones(len(clusters), dtype=torch.bool)
         first[1:] = start[1:] != stop[:-1]
-        self.bounds = list(zip(start[first].tolist(), stop[first.roll(-1)].tolist(), strict=True))
-        self.numbers = torch.cat([torch.arange(a, b) for a, b in self.bounds])  # (n,) int64
+        self._start, self._sizes = start[first], stop[first.roll(-1)] - start[first]
+        self.bounds = list(zip(self._start.tolist(), stop[first.roll(-1)].tolist(), strict=True))
+
+    @cached_property
+    def numbers(self) -> Tensor:
+        """(n,) int64."""
+        before = self._sizes.cumsum(0) - self._sizes
+        return (self._start - before).repeat_interleave(self._sizes) + torch.arange(int(self._sizes.sum()))
 
     def of(self, numbers: Tensor) -> Tensor:
         """Theirs of numbers (N,): (n,)."""
-        return torch.cat([numbers[a:b] for a, b in self.bounds])
+        return numbers.index_select(0, self.numbers)
 
     def squared(self, table: Tensor, vector: Tensor) -> Tensor:
         """||vector - z||² of each row of a table (N, d), (n,) float64, by subtraction in float32."""
         return torch.cat([apart(vector[None], table[a:b])[0] for a, b in self.bounds])
 
     def products(self, table: Tensor, vector: Tensor) -> Tensor:
-        """Of each row of a table (N, d) with a vector (d,): (n,); all float32."""
-        rows, by, found, done = table.numpy(), vector.numpy(), np.empty(len(self.numbers), np.float32), 0
+        """Of each row of a table (N, d) with a vector (d,): (n,); all float32. See ``summed.products``."""
+        rows, by, found, done = table.numpy(), vector.numpy(), np.empty(int(self._sizes.sum()), np.float32), 0
         for a, b in self.bounds:
             np.matmul(rows[a:b], by, out=found[done : (done := done + b - a)])
         return torch.from_numpy(found)
 
-    def weighted(self, table: Tensor, weight: Tensor) -> Tensor:
-        """The sum of the rows of a table (N, d) float32 by weights (n,) float64: (d,) float64."""
-        heavy = (weight > _NEGLIGIBLE).nonzero()[:, 0]
-        if _GATHERED * len(heavy) < len(weight):
-            return (weight[heavy].float() @ table.index_select(0, self.numbers[heavy])).double()
-        rows, share, total, done = table.numpy(), weight.float().numpy(), np.zeros(table.shape[1]), 0
-        for a, b in self.bounds:
-            total += share[done : (done := done + b - a)] @ rows[a:b]
-        return torch.from_numpy(total)
+    def counting(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Of shares (n,) float32 of a whole those that count for anything, and whose they are: (m,) int64."""
+        some = (weight > _NEGLIGIBLE).nonzero()[:, 0]
+        return weight.index_select(0, some), self.numbers.index_select(0, some)
 
 
 def weigh(
@@ -133,39 +130,44 @@ def weigh(
     closed clusters are known to weigh over what their closed form says.
     Cost: ``effort.weighed`` distances, and as many products with d and with m numbers.
     """
-    stake = stakes(told)
+    stake = stakes(told, clusters.gaussians.lengths)
     opened = choose(told, stake, clusters.counts, effort.weighed, named)
     seen = _weighed(clusters, query, variance, opened, max(effort.read, named))
     lean -= _astray(told, stake, seen)
     log_closed = (told.log_mass + lean).index_fill(0, opened, NEG_INF)
-    log_tail, (weight, log_weighed) = log_closed.logsumexp(0), seen.weight()
-    log_norm = torch.logaddexp(log_weighed, log_tail)
-    weight *= (log_weighed - log_norm).exp() / weight.sum()
-    closed = (log_closed - log_norm).exp()
-    inside = seen.stretches.weighted(clusters.reduced, weight) + told.mean(closed)
+    log_tail = log_closed.logsumexp(0)
+    log_norm = torch.logaddexp(seen.log_mass.logsumexp(0), log_tail)
+    heavy, scale = (seen.log_weight - log_norm).exp(), (seen.level - log_norm).exp()
+    light = seen.light * scale.float().repeat_interleave(seen.sizes)
+    closed, counting = (log_closed - log_norm).exp(), seen.stretches.counting(light)
+    inside = summed(clusters.reduced, *counting) + heavy @ seen.rows + told.centre(closed)
 
-    read = seen.heaviest[: effort.read]
-    least = _WORTH / effort.read if effort.read < len(weight) else 0.0
-    read = read[weight[read] > max(least, _NEGLIGIBLE)]
-    reading = _reading(clusters, seen, weight, read, closed, max(_EXACT, effort.read // 4))
+    least = _WORTH / effort.read if effort.read < len(light) else 0.0
+    read = int((heavy[: effort.read] > max(least, _NEGLIGIBLE)).sum())
+    share, sketch = _by_cluster(light, seen.sizes), summed(clusters.sketch, *counting)
+    reading = _reading(clusters, seen, heavy, read, share, sketch, closed, max(_EXACT, effort.read // 4))
     most = (told.log_most + lean - log_norm).clamp_max(0).exp().index_fill(0, opened, 0.0)
-    far = told.squared_from(inside) + (clusters.gaussians.mark - reading.mark).square().sum(1)
+    far = told.squared_from(inside, clusters.gaussians.lengths)
+    far += squared_distances(reading.mark[None], clusters.gaussians.mark)[0]
     return Head(
-        log_read=seen.log_weight[read].logsumexp(0),
-        log_unread=log_norm + weight.index_fill(0, read, 0.0).sum().log(),
+        log_read=seen.log_weight[:read].logsumexp(0),
+        log_unread=log_norm + (share.sum() + heavy[read:].sum()).log(),
         log_tail=log_tail,
         inside=inside,
         reading=reading,
         opened=opened,
-        named=seen.number[seen.heaviest[:named]],
-        log_weight=seen.log_weight[seen.heaviest[:named]],
+        named=seen.number[:named],
+        log_weight=seen.log_weight[:named],
         tail=(most * (far + told.spread)).sum().sqrt(),  # the root of what they add to the second moment, at most
     )
 
 
-def stakes(told: Told) -> Tensor:
-    """(K,) float64, the log of each cluster's part of the posterior's second moment, as the closed form has it."""
-    far = told.squared_from(told.log_mass.softmax(0).float() @ told.plain) + told.spread
+def stakes(told: Told, lengths: Tensor) -> Tensor:
+    """(K,) float64, the log of each cluster's part of the posterior's second moment, as the closed form has it.
+
+    lengths: (K,) float64, squared, of the clusters' means.
+    """
+    far = told.squared_from(told.middle(told.log_mass.softmax(0)), lengths) + told.spread
     return told.log_mass + far.log()
 
 
@@ -175,12 +177,13 @@ def choose(told: Told, stake: Tensor, counts: Tensor, weighed: int, named: int) 
     Where the kernel is so narrow that normal clusters misjudge their mass, the distance finds the right ones. At least
     ``named`` rows.
     """
-    by_stake = stake.argsort(descending=True, stable=True).argsort()
-    by_distance = told.distance.argsort(stable=True).argsort()
-    turn = torch.minimum(2 * by_stake, 2 * by_distance + 1).argsort()
-    rows = counts[turn].cumsum(0)
-    fits = (rows <= weighed) | (rows - counts[turn] < named)
-    return turn[fits].sort().values
+    size, turns = counts.numpy(), np.empty((2, len(counts)), np.int64)
+    for turn, order in zip(turns, (-stake.numpy(), told.distance.numpy()), strict=True):
+        turn[order.argsort(kind="stable")] = np.arange(0, 2 * len(size), 2)
+    order = np.minimum(turns[0], turns[1] + 1).argsort()
+    rows = size[order].cumsum()
+    opened = order[((rows <= weighed) | (rows - size[order] < named)) & (size[order] > 0)]
+    return torch.from_numpy(np.sort(opened))
 
 
 def _astray(told: Told, stake: Tensor, seen: Opened) -> float:
@@ -190,26 +193,43 @@ def _astray(told: Told, stake: Tensor, seen: Opened) -> float:
     of clusters, which no normal distribution gets right: there the closed form may be wrong by any factor.
     """
     least = stake[seen.clusters].argsort(stable=True)[: len(seen.clusters) // 2]
-    checked = torch.zeros(len(seen.clusters), dtype=torch.bool).index_fill(0, least, True)
-    weighed = seen.log_weight[checked[seen.owner]].logsumexp(0)
-    off = float(told.log_mass[seen.clusters[least]].logsumexp(0) - weighed)
+    off = float(told.log_mass[seen.clusters[least]].logsumexp(0) - seen.log_mass[least].logsumexp(0))
     return copysign(max(0.0, abs(off) - _BELIEVED), off) if isfinite(off) else 0.0
 
 
 def _weighed(clusters: Clusters, query: Tensor, variance: Tensor, opened: Tensor, heaviest: int) -> Opened:
-    """Weigh the rows of the opened clusters, at least the ``heaviest`` of them in float64."""
-    stretches = Stretches(clusters.offsets, opened)
-    number = stretches.numbers
+    """Weigh the rows of the opened clusters, none without rows, at least the ``heaviest`` of them in float64."""
+    stretches, sizes = Stretches(clusters.offsets, opened), clusters.offsets.diff()[opened]
+    ends = sizes.cumsum(0)
     distance = squared(clusters, query, variance, stretches)
     if clusters.live is not None:
-        distance.masked_fill_(~clusters.live[number], inf)
+        distance.masked_fill_(~stretches.of(clusters.live), inf)
     live = int(clusters.counts[opened].sum())
-    top = distance.topk(min(max(heaviest, _SUBTRACTED), live), largest=False).indices
-    log_weight = distance / (-2 * variance)
-    log_weight[top] = squared_distances(query[None], clusters.reduced[number[top]].double())[0] / (-2 * variance)
-    top = top[log_weight[top].argsort(descending=True, stable=True)]
-    owner = torch.arange(len(opened)).repeat_interleave(clusters.offsets.diff()[opened])
-    return Opened(opened, stretches, owner, number, log_weight, top)
+    many = min(max(heaviest, _SUBTRACTED), live)
+    top = torch.from_numpy(np.argpartition(distance.numpy(), many - 1)[:many])
+    number, owner = stretches.numbers[top], torch.bucketize(top, ends, right=True)
+    rows = clusters.reduced.index_select(0, number).double()
+    distance[top] = exact = squared_distances(query[None], rows)[0]
+    order = exact.argsort(stable=True)
+
+    start = (ends - sizes).numpy()
+    nearest = torch.from_numpy(np.minimum.reduceat(distance.numpy(), start)).clamp_max_(_HUGE)
+    apart = distance.sub_(nearest.repeat_interleave(sizes)).div_(-2 * variance)
+    light = apart.float().exp_().index_fill_(0, top, 0.0)
+    mass = _by_cluster(light, sizes).index_add_(0, owner, apart[top].exp_())
+    level = nearest / (-2 * variance)
+    return Opened(
+        clusters=opened,
+        stretches=stretches,
+        sizes=sizes,
+        light=light,
+        level=level,
+        log_mass=level + mass.log_(),
+        owner=owner[order],
+        number=number[order],
+        rows=rows.index_select(0, order),
+        log_weight=exact[order] / (-2 * variance),
+    )
 
 
 def squared(clusters: Clusters, query: Tensor, variance: Tensor, stretches: Stretches) -> Tensor:
@@ -218,9 +238,11 @@ def squared(clusters: Clusters, query: Tensor, variance: Tensor, stretches: Stre
     far = cancelling(lengths, query, variance).nonzero()[:, 0]
     if _FEW * len(far) > len(lengths):
         return stretches.squared(clusters.reduced, query.float())
-    found = (lengths - 2 * stretches.products(clusters.reduced, query.float())).double()
+    found = lengths.sub_(stretches.products(clusters.reduced, query.float()), alpha=2).double()
     found.add_(query.square().sum()).clamp_min_(0)
-    return found.index_copy_(0, far, apart(query[None], clusters.reduced[stretches.numbers[far]])[0])
+    if len(far):
+        found[far] = apart(query[None], clusters.reduced[stretches.numbers[far]])[0]
+    return found
 
 
 def cancelling(lengths: Tensor, query: Tensor, variance: Tensor) -> Tensor:
@@ -229,26 +251,39 @@ def cancelling(lengths: Tensor, query: Tensor, variance: Tensor) -> Tensor:
     return ~(lengths <= most)  # where both are beyond all numbers too
 
 
-def apart(query: Tensor, rows: Tensor) -> Tensor:
-    """||query - z||² by subtraction in float32, (B, d), (n, d) -> (B, n) float64."""
-    return torch.cdist(query.float(), rows, compute_mode="donot_use_mm_for_euclid_dist").double().square_()
-
-
-def _reading(clusters: Clusters, seen: Opened, weight: Tensor, read: Tensor, closed: Tensor, exact: int) -> Reading:
+def _reading(
+    clusters: Clusters,
+    seen: Opened,
+    heavy: Tensor,
+    read: int,
+    share: Tensor,
+    sketch: Tensor,
+    closed: Tensor,
+    exact: int,
+) -> Reading:
     """Let the n - k unread rows of each opened cluster have their plain mean, by their share u of the weight.
 
     That mean is (n mean - Σ read) / (n - k): the cluster's mean weighs u n / (n - k), and each row that is read
-    u / (n - k) less.
+    u / (n - k) less. heavy: (H,) the heaviest rows' shares of the whole; the first ``read`` of them are read. share,
+    sketch: (O,) what the other rows of each cluster weigh, (m,) their sketch.
     """
     counts, marks = clusters.counts[seen.clusters], clusters.gaussians.mark
-    unread = weight.index_fill(0, read, 0.0)
-    share = torch.zeros(len(counts), dtype=torch.float64).index_add_(0, seen.owner, unread)
-    each = share / (counts - seen.owner[read].bincount(minlength=len(counts))).clamp_min(1)
-    less, instead = each[seen.owner[read]], each * counts
-    row_weight, cluster_weight = weight[read] - less, closed.index_add(0, seen.clusters, instead)
-    owed = seen.stretches.weighted(clusters.sketch, unread.index_copy(0, read, less)) - instead @ marks[seen.clusters]
-    mark = cluster_weight @ marks + row_weight @ clusters.sketch[seen.number[read]].double()
+    owner, unread = seen.owner[:read], heavy.index_fill(0, torch.arange(read), 0.0)
+    share = share.index_add(0, seen.owner, unread)
+    each = share / (counts - owner.bincount(minlength=len(counts))).clamp_min(1)
+    less, instead = each[owner], each * counts
+    row_weight, cluster_weight = heavy[:read] - less, closed.index_add(0, seen.clusters, instead)
+    sketches = clusters.sketch.index_select(0, seen.number).double()
+    unread[:read] = less
+    owed = sketch + unread @ sketches - instead @ marks[seen.clusters]
+    mark = cluster_weight @ marks + row_weight @ sketches[:read]
     full = cluster_weight.topk(min(exact, len(cluster_weight))).indices
     others = cluster_weight.index_fill(0, full, 0.0)
     short = others @ clusters.lacking
-    return Reading(seen.number[read], row_weight, full, cluster_weight[full], others, mark - short, owed + short)
+    return Reading(seen.number[:read], row_weight, full, cluster_weight[full], others, mark - short, owed + short)
+
+
+def _by_cluster(weight: Tensor, sizes: Tensor) -> Tensor:
+    """(O,) float64, the sums of weights (n,) over so many rows (O,) in turn, of at least one each."""
+    start = (sizes.cumsum(0) - sizes).numpy()
+    return torch.from_numpy(np.add.reduceat(weight.numpy(), start, dtype=np.float64))

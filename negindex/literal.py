@@ -21,6 +21,7 @@ from negindex.exact import BLOCK_ELEMENTS, Scan
 from negindex.head import Stretches, squared
 from negindex.kernel import squared_distances
 from negindex.partial import NEG_INF
+from negindex.summed import summed
 from negindex.trust import SURE
 from negindex.unread import Unread, shares, stated
 
@@ -33,7 +34,9 @@ _EXACT = 64  # clusters whose mean beyond the projection counts in full
 _SETTLED = 256  # heaviest rows that are subtracted in float64
 _CACHED = 1 << 18  # numbers
 _ROUNDING = 1e-5  # of the rms radius: rows are summed in float32
+_ODD = 1 / 16  # of its cluster's: no row scatters less about the mean, whatever its length says
 _NARROW = 1e-9  # a deviation is never taken for less
+_PLACES = 4 * 2.0**-24  # of squared lengths: what float32 can take from a squared distance
 
 
 class Answer(NamedTuple):
@@ -123,7 +126,10 @@ class _Known(NamedTuple):
         every = Stretches(clusters.offsets, torch.arange(len(sizes)))
         log_weight = squared(clusters, sample.inside, torch.tensor(sample.variance).double(), every)
         log_weight.add_(clusters.beyond).sub_((2 * own).repeat_interleave(sizes)).div_(-twice)
-        wide = _deviation(sample, clusters.beyond - explained.repeat_interleave(sizes))
+        scatter = (clusters.beyond_each.float() - explained).clamp_min(0)
+        apart = (clusters.beyond - explained.repeat_interleave(sizes)).abs_()  # from the mean, if at right angles to it
+        torch.maximum(apart, (_ODD * scatter).repeat_interleave(sizes), out=apart)
+        wide = _deviation(sample, apart, clusters.lengths + clusters.beyond)
         if clusters.live is not None:
             log_weight.masked_fill_(~clusters.live, NEG_INF)
         single = _largest(log_weight + _LIKELY * wide, min(singles, len(clusters)))
@@ -136,13 +142,17 @@ class _Known(NamedTuple):
             grouped=grouped,
             log_mass=_by_cluster(grouped, clusters.offsets),
             many=(clusters.counts - taken).double(),
-            spread=_deviation(sample, clusters.beyond_each - explained.double()),
+            spread=_deviation(sample, scatter.double(), clusters.lengths_each),
         )
 
 
-def _deviation(sample: Sample, beyond: Tensor) -> Tensor:
-    """Of the product with rows of squared lengths beyond the projection (n,), over s²."""
-    return (sample.each * beyond.clamp_min(0)).sqrt().div(sample.variance).clamp_min(_NARROW)
+def _deviation(sample: Sample, beyond: Tensor, lengths: Tensor) -> Tensor:
+    """Of the product with what is not known of rows beyond the projection (n,), squared, over s², and of rounding.
+
+    lengths: (n,) of the rows, squared, in all dimensions.
+    """
+    rounded = _PLACES * (lengths + float(sample.inside.square().sum()))
+    return (sample.each * beyond).sqrt().add_(rounded).div_(sample.variance).clamp_min_(_NARROW)
 
 
 def _largest(numbers: Tensor, count: int) -> Tensor:
@@ -270,7 +280,8 @@ class _Rest(NamedTuple):
         left, sizes = known.single[len(read.number) :], clusters.offsets.diff()
         each = (self.groups.log() - known.log_mass).nan_to_num(NEG_INF, posinf=NEG_INF, neginf=NEG_INF)
         weight = (known.grouped + each.repeat_interleave(sizes)).exp().index_copy_(0, left, self.singles)
-        inside = Stretches(clusters.offsets, torch.arange(len(sizes))).weighted(clusters.reduced, weight)
+        every = Stretches(clusters.offsets, torch.arange(len(sizes)))
+        inside = summed(clusters.reduced, *every.counting(weight.float()))
         owner = torch.bucketize(left, clusters.offsets[1:], right=True)
         group = self.groups.index_add(0, owner, self.singles)
         full = group.topk(min(_EXACT, len(group))).indices
@@ -297,5 +308,5 @@ def _squared_distances(clusters: Clusters, rows: Tensor, groups: Tensor, mean: T
     products = clusters.reduced[rows] @ inside.float()
     single = (clusters.lengths[rows] - 2 * products + clusters.beyond[rows]).double()
     about = clusters.gaussians.mean[groups] @ inside.float()
-    group = clusters.whole.squares[groups] / clusters.counts[groups].clamp_min(1) - 2 * about.double()
+    group = clusters.lengths_each[groups] - 2 * about.double()
     return (torch.cat([single, group]) + length).clamp_min(0)

@@ -8,6 +8,7 @@ from functools import cached_property
 from math import inf
 from typing import Self, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -27,6 +28,7 @@ from negindex.partial import NEG_INF, Heaviest, Origin, Partial
 from negindex.projection import Space, generator
 from negindex.spheres import Spheres
 from negindex.stages import stage
+from negindex.summed import summed
 from negindex.trust import Trust
 
 USUAL = 1  # which of them answers where no error is asked for
@@ -272,11 +274,13 @@ class Mixture(Negatives):
         owner = torch.arange(len(heads)).repeat_interleave(torch.tensor([len(reading.rows) for reading in readings]))
         weight = torch.zeros(len(heads), len(rows), dtype=torch.float64)
         weight[owner, place] = torch.cat([reading.row_weight for reading in readings])
+        order = weight.abs().argmax(0).argsort(stable=True)  # most rows are read for one sample: its own together
+        rows, weight = rows[order], weight[:, order]
         inside = torch.stack([head.inside for head in heads]) - weight @ clusters.reduced[rows].double()
         shares = torch.stack([reading.cluster_weight for reading in readings]).float() @ clusters.along
         mean = torch.addmm(space.raised(inside), shares, clusters.leading)
         for b, reading in enumerate(readings):
-            mean[b] += reading.exact_weight.float() @ clusters.outside[reading.exact]
+            mean[b] += summed(clusters.outside, reading.exact_weight.float(), reading.exact)
         with stage("gather", within="search"):
             for some in torch.arange(len(rows)).split(max(1, BLOCK_ELEMENTS // len(space.centre))):
                 read = self.source.take(clusters.places[rows[some]]).rows.to("cpu")
@@ -318,9 +322,11 @@ def _each(one: Callable[[int], T], count: int) -> list[T]:
 
 def _add_weighted(total: Tensor, weight: Tensor, rows: Tensor, centre: Tensor) -> None:
     """Add weight (B, n) @ (rows (n, D) - centre) to the total (B, D) float32, as much at a time as a cache holds."""
-    at_once = max(1, _CACHED // len(centre))
-    for some, share in zip(rows.split(at_once), weight.split(at_once, 1), strict=True):
-        total.addmm_(share, some.to(torch.float32) - centre)
+    apart = torch.empty(min(len(rows), max(1, _CACHED // len(centre))), len(centre))
+    for some, share in zip(rows.split(len(apart)), weight.split(len(apart), 1), strict=True):
+        here = apart[: len(some)].copy_(some).sub_(centre).numpy()
+        for b in np.flatnonzero(share.numpy().any(1)).tolist():
+            total[b] += torch.from_numpy(share[b].numpy() @ here)
 
 
 def _filled(ids: Tensor, log_weight: Tensor, places: int) -> tuple[Tensor, Tensor]:

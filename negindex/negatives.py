@@ -52,7 +52,7 @@ class Query:
         """x_t / alpha, (B, D) float64; 0 where alpha = 0: there the sample says nothing."""
         alpha = self.level.alpha.to(self.x_t.device)[:, None]
         flat = self.x_t.detach().flatten(1).to(torch.float64)
-        return torch.where(alpha > 0, flat / alpha, 0.0)
+        return flat / alpha.masked_fill(alpha <= 0, float("inf"))
 
     @property
     def precision(self) -> Tensor:

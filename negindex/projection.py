@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from negindex.kernel import Kernel
+from negindex.summed import from_left
 
 SKETCH = 64  # numbers that stand for a row's outside part: its squared length is then known to 18 %
 _SWEEPS = 3  # of subspace iteration
@@ -105,7 +106,12 @@ class Space:
     def raised(self, inside: Tensor) -> Tensor:
         """Points (B, d) of the kernel's space in all dimensions, about the centre: (B, D) float32."""
         inside = inside.to(torch.float32)
-        return inside if self.lift is None else inside @ self.lift.T
+        return inside if self._raising is None else from_left(inside, self._raising)
+
+    @cached_property
+    def _raising(self) -> Tensor | None:
+        """(d, D) float32, ``lift`` in long lines."""
+        return None if self.lift is None else self.lift.T.contiguous()
 
     @cached_property
     def is_orthonormal(self) -> bool:

@@ -178,17 +178,21 @@ class Segment:
         The system is told of all of them first, so that a disk fetches them at once and nothing else; left to
         itself it fetches one after the other, each with megabytes that lie around it.
         """
-        for place in places.tolist():
-            self.expect(place, place + 1)
+        self._expect(places, places + 1)
         return self.rows[places]
 
     def expect(self, first: int, last: int) -> None:
         """Have the disk fetch rows first : last of the map while something else goes on."""
+        self._expect(np.array([first]), np.array([last]))
+
+    def _expect(self, first: NDArray[np.int64], last: NDArray[np.int64]) -> None:
+        """The same of each pair (n,)."""
         if isinstance(self.rows, np.memmap) and isinstance(self.rows.base, mmap.mmap):
             size = self.rows.nbytes // max(len(self.rows), 1)
             start, stop = (self.rows.offset % mmap.ALLOCATIONGRANULARITY + place * size for place in (first, last))
-            page = start - start % mmap.PAGESIZE
-            self.rows.base.madvise(mmap.MADV_WILLNEED, page, stop - page)
+            page, madvise = start - start % mmap.PAGESIZE, self.rows.base.madvise
+            for at, length in zip(page.tolist(), (stop - page).tolist(), strict=True):
+                madvise(mmap.MADV_WILLNEED, at, length)
 
 
 def plain_data(path: Path, h5: h5py.File, name: str) -> h5py.Dataset:

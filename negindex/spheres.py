@@ -16,10 +16,11 @@ from torch import Tensor
 
 from negindex.clusters import Clusters
 from negindex.exact import BLOCK_ELEMENTS, Scan, measure
-from negindex.head import Stretches, apart
+from negindex.head import Stretches
 from negindex.near import Near
 from negindex.negatives import Reach
 from negindex.projection import Space
+from negindex.summed import apart
 
 MISSED = 14.0  # -log of the probability that noise hides a row: 8.3e-7
 _LEADING = 8  # dimensions that tell most rows' distance from a sample to be too large

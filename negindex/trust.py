@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import hypot, log
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from negindex.clusters import Clusters
 from negindex.exact import Scan
-from negindex.head import Effort, Head, apart, cancelling, weigh
+from negindex.head import Effort, Head, cancelling, weigh
 from negindex.noise import NoiseLevel
 from negindex.partial import NEG_INF
 from negindex.projection import generator, geometric
+from negindex.summed import apart
 
 LEVELS = tuple(geometric(0.2, 80.0, 11))
 SURE = 1.25  # a length read off 64 numbers of a sketch is at most this much too short, in 97 of 100
@@ -77,7 +80,11 @@ class Trust:
         return hypot(unread, self._at(s, self.factors[:, effort]) * (float(head.tail) / radius + FLOOR))
 
     def _at(self, s: float, values: Tensor) -> float:
-        return float(np.interp(log(s), np.log(self.levels), values.numpy()))
+        return float(np.interp(log(s), self._log_levels, values.numpy()))
+
+    @cached_property
+    def _log_levels(self) -> NDArray[np.float64]:
+        return np.log(self.levels)
 
 
 class _Asked(NamedTuple):

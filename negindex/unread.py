@@ -75,4 +75,8 @@ def _below(unread: Unread, limit: float, power: int) -> Tensor:
     """(n,) the expected sum of e^(power X) over rows with X below the limit."""
     mean, wide = unread.log_share, unread.deviation
     inside: Tensor = torch.special.log_ndtr((limit - mean) / wide - power * wide)
-    return unread.many * (power * mean + 0.5 * (power * wide).square() + inside).exp()
+    log_each = power * mean + 0.5 * (power * wide).square() + inside
+    most = power * limit + torch.special.log_ndtr(
+        (limit - mean) / wide
+    )  # where the error is very wide, the sum cancels
+    return unread.many * torch.minimum(log_each, most).exp()

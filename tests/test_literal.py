@@ -6,7 +6,7 @@ from functools import reduce
 
 import pytest
 import torch
-from mixtures import off, principal, rms
+from mixtures import indexed, off, principal, rms
 from worlds import seeded
 
 import negindex.mixture
@@ -83,6 +83,16 @@ def test_an_unread_row_counts_as_on_average_and_never_for_more_than_the_whole(lo
     density = torch.linspace(-9, 9, 400_001, dtype=torch.float64).square().div(-2).softmax(0)
     assert float(share) == pytest.approx(5 * float(density @ drawn.clamp_max(0).exp()), rel=1e-2)
     assert float(light) == pytest.approx(5 * float(density @ torch.where(drawn < 0, drawn, -math.inf).exp()), rel=1e-2)
+
+
+@pytest.mark.parametrize("deviation", [1e8, 1e10, 1e13, 1e30])
+def test_however_wide_the_error_unread_rows_count_for_no_more_than_their_number(deviation):
+    one = torch.ones(1, dtype=torch.float64)
+    unread = Unread(-3 * one, deviation * one, 5 * one, one)
+    share, light = shares(unread)
+    assert 2.4 <= float(share) <= 5
+    assert 0 <= float(light) <= float(share)
+    assert math.isfinite(stated(unread))
 
 
 @pytest.mark.parametrize("deviation", [0.2, 2.0, 9.0])
@@ -187,6 +197,20 @@ def test_a_row_finds_itself_and_a_copy_of_a_sample_is_found():
     assert told.heaviest.ids[:, 0].tolist() == list(range(6))
     assert off(told, true, rms(many())).max() < 1e-3
     torch.testing.assert_close(told.log_norm, true.log_norm, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("s", [0.01, 0.1, 1.0])
+def test_rows_that_the_projection_sees_whole_do_not_upset_the_others(s):
+    """Beyond it they lie elsewhere than their cluster's mean, whatever the length of what they have there says."""
+    clusters = indexed(many(), projected(many())).clusters
+    whole = clusters.space.centre + clusters.space.raised(clusters.reduced[:8])
+    given = torch.cat([many().float().flatten(1), whole]).reshape(-1, *SHAPE)
+    x = torch.cat([whole[:3], given[:3].flatten(1)]).reshape(-1, *SHAPE)
+    x = x + s * torch.randn(x.shape, generator=seeded(4))
+    told, true = ask(indexed(given, projected(many())), x, s), ask(Exact(given), x, s)
+    assert (off(told, true, rms(given)) <= told.error + 1e-5).all()
+    assert told.error.max() <= 0.02
+    torch.testing.assert_close(told.log_norm, true.log_norm, rtol=0, atol=1e-2)
 
 
 def test_pure_noise_and_samples_in_one_batch():

@@ -85,11 +85,11 @@ class OnEngine(Mixture):
         points, variance = clusters.space.place(query.y), query.kernel.variance(query.level)
         told = clusters.gaussians.seen_from(points, variance)
         each = [
-            choose(one, stakes(one), clusters.counts, most, query.named)
+            choose(one, stakes(one, clusters.gaussians.lengths), clusters.counts, most, query.named)
             for one in (told.about(b) for b in range(len(points)))
         ]
         chosen: Tensor = torch.cat(each).unique()
-        return chosen[clusters.counts[chosen] > 0]
+        return chosen
 
 
 class _Part(Mixture):
