@@ -20,7 +20,7 @@ LAYERS = [  # lowest first; a module may import from lower layers and, within th
     ["link"],
     ["noise", "kmeans", "unread", "gaussians", "disk", "merkle", "clocks", "tables", "hamming", "geometry"],
     ["states"],
-    ["keys", "claim_rules", "log", "tensors", "rowstore", "rowcache"],
+    ["keys", "claim_rules", "log", "tensors", "rowstore", "rowcache", "draft"],
     ["regimes", "checkpoint", "schema", "kernel", "segment", "binding", "objects"],
     ["away", "incoming"],
     ["change", "segments", "partial", "receipts", "moments", "projection", "ledger", "audit"],
