@@ -92,7 +92,7 @@ class Disk:
         """
         aside = path.with_name(path.name + ASIDE)
         try:
-            with _opened(aside) as file:
+            with _locked(aside) as file:
                 self.write(file, fill)
                 self.sync(file)
             path = path if named is None else named()
@@ -121,14 +121,15 @@ class Disk:
             aside.unlink(missing_ok=True)
 
 
-def _opened(aside: Path) -> BinaryIO:
-    """A new file that this process alone writes to, and that no sweep takes away while it does."""
+@contextmanager
+def _locked(aside: Path) -> Iterator[BinaryIO]:
+    """A new file that this process alone writes to, and that no sweep takes away meanwhile."""
     while True:
-        file = open(aside, "w+b")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:
-            return file
-        file.close()  # it was swept between the two
+        with open(aside, "w+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_nlink:  # else it was swept between the two
+                yield file
+                return
 
 
 def is_written(path: Path) -> bool:

@@ -22,7 +22,7 @@ LAYERS = [  # lowest first; a module may import from lower layers and, within th
     ["states"],
     ["keys", "claim_rules", "log", "tensors", "rowstore", "rowcache", "draft"],
     ["regimes", "checkpoint", "schema", "kernel", "segment", "binding", "objects"],
-    ["away", "incoming"],
+    ["away", "incoming", "bulk"],
     ["change", "segments", "partial", "receipts", "moments", "projection", "ledger", "audit"],
     ["catalogue", "near", "replay", "proof", "logcheck"],
     ["upkeep", "negatives", "alike", "standing", "known"],
