@@ -108,7 +108,8 @@ class Readying:
         self._waiting: deque[Future[Ready]] = deque()
         self._rooms = [np.empty((0, *collection.shape), collection.dtype) for _ in range(AHEAD + 1)]  # used in turns
         self._count = 0
-        self._begins = collection.rows_at is None  # files that go elsewhere are written when their turn comes
+        self._is_here = collection.rows_at is None  # files that go elsewhere are written when their turn comes
+        self.begins = not len(collection)  # files: it would be in vain for rows that the set holds already
 
     def put(self, batch: Gathered) -> None:
         """Have a batch made ready; nobody else changes it from here on, until it is taken."""
@@ -147,7 +148,9 @@ class Readying:
             embedded_by=batch.embedded[1] if batch.embedded and places else "",
             finite=True,  # by _refused
         )
-        return Ready(batch, places, self._collection.begun(given) if self._begins else given, refused)
+        if self.begins and self._is_here:
+            given = self._collection.begun(given)
+        return Ready(batch, places, given, refused)
 
 
 def _refused(batch: Gathered, rows: NDArray[Any]) -> list[tuple[int, str]]:

@@ -32,7 +32,7 @@ from negindex.text import all_unicode
 
 IN, THERE, DUPLICATE, REFUSED, FAILED = OUTCOMES = ("in", "there already", "duplicate", "refused", "failed")
 ENCODED_BYTES = 16 << 20  # stored bytes of rows that go in as one version,
-READY_BYTES = 32 << 20  # or so many where nothing is encoded,
+READY_BYTES = 64 << 20  # or so many where nothing is encoded,
 LATENTS_AT_ONCE = 256  # or so many rows, where encoding is slow and an interruption costs minutes,
 SECONDS = 60.0  # or what came in so long
 Views = list[tuple[str, Slot]]  # (end of its source key, row) of each view of an image
@@ -333,6 +333,7 @@ class _Run:
                 places, given = [places[number] for number in left], given.chosen(left)
             else:
                 self.report.version = version
+                self._readying.begins = version > before and self._collection.newest().changed >= len(places)
                 self._account(batch, places, before)
                 break
         self._repeated(batch)
