@@ -6,10 +6,10 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from hashlib import sha256
-from itertools import chain
 from typing import Any
 
 from negindex.binding import Binding, NewRows, root_over
+from negindex.bulk import insert_rows
 from negindex.checkpoint import Checkpoint
 from negindex.errors import OutOfRange
 from negindex.keys import Key
@@ -24,7 +24,6 @@ _HAS_LIVE = f"EXISTS ({_LINKED} IN ({_LIVE}))"
 _HAS_OPEN = f"EXISTS ({_LINKED} NOT IN ('withdrawn', 'erased'))"
 _SOME = "id IN (SELECT id FROM temp.some)"
 _ORPHAN = "kind = 'index' AND kernel NOT IN (SELECT kernel FROM derived WHERE kind = 'calibration')"
-_AT_ONCE = 1000  # rows that one statement inserts; SQLite takes 32,766 values
 _SAW = f"EXISTS (SELECT 1 FROM rows WHERE {_SOME} AND added <= covers AND (withdrawn IS NULL OR withdrawn > covers))"
 
 
@@ -65,37 +64,10 @@ class Change:
 
     def _store(self, segment: int, rows: NewRows, added: int | None) -> None:
         self._bindings.append(rows.binding)
-        seen, places = rows.sources, range(len(rows.source_keys))
-        columns = {
-            "id": rows.ids,
-            "source_key": rows.source_keys,
-            "label": rows.labels,
-            "sha256": rows.digests,
-            "image_sha256": [one.image_sha256 for one in seen],
-            "pdq": [one.pdq for one in seen],
-            "quality": [one.quality for one in seen],
-            "salt": rows.binding.salts,
-            "commitment": rows.binding.commitments,
-            "place": places,
-        }
-        self._insert("rows", columns, segment=segment, added=added)
-        shown = [(row, one.thumbnail) for row, one in zip(rows.ids, seen, strict=True) if one.thumbnail is not None]
+        insert_rows(self._db, rows, segment, added)
+        seen = zip(rows.ids, rows.sources, strict=True)
+        shown = [(row, one.thumbnail) for row, one in seen if one.thumbnail is not None]
         self._db.executemany("INSERT INTO thumbnails VALUES (?, ?)", shown)
-
-    def _insert(self, table: str, columns: Mapping[str, Sequence[Any]], **same: Any) -> None:
-        """Insert rows by their columns, many by each statement, which takes half the time of one by one.
-
-        same: what all of them have. A column of nothing but None is not told at all.
-        """
-        told = {name: column for name, column in columns.items() if column.count(None) < len(column)}
-        fixed = [f"?{number}" for number in range(1, len(same) + 1)]
-        marks = f"({', '.join([*fixed, *'?' * len(told)])})"
-        for start in range(0, max(map(len, told.values()), default=0), _AT_ONCE):
-            some = list(zip(*(column[start : start + _AT_ONCE] for column in told.values()), strict=True))
-            self._db.execute(
-                f"INSERT INTO {table} ({', '.join([*same, *told])}) VALUES {', '.join([marks] * len(some))}",
-                [*same.values(), *chain.from_iterable(some)],
-            )
 
     def reckon(self, ids: Iterable[int]) -> None:
         """Bring rows in line with the claims on them: in force while one is live, stored while one is open."""

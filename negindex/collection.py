@@ -16,6 +16,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -196,6 +197,13 @@ class Collection(Following):
         finite: the caller has looked them through for NaN and Inf, in the type that they are stored as.
         """
         return incoming(self._store.meta, rows, source_keys, label, sources, embeddings, embedded_by, finite)
+
+    def begun(self, given: Incoming) -> Incoming:
+        """Such rows with their file being written already, if they are many; any thread may do it beside a change.
+
+        It is swept, not named, unless they are added; ``close`` them when they are, or will not be.
+        """
+        return replace(given, draft=self._store.draft(given))
 
     def add_incoming(self, given: Incoming, *, reason: str = "", by: str = "") -> int:
         """``add`` of rows that ``incoming`` has checked; they go in once, since the salts that bind them are drawn."""

@@ -83,17 +83,19 @@ class Disk:
         with open(path, "rb+") as file:
             os.fsync(file.fileno())
 
-    def create(self, path: Path, fill: Callable[[BinaryIO], None]) -> None:
+    def create(self, path: Path, fill: Callable[[BinaryIO], None], named: Callable[[], Path] | None = None) -> None:
         """Make ``path`` with what ``fill`` writes: afterwards it is whole and on the disk.
 
+        named: tells another path in the same folder, where the name is known only when all is written.
         On an error nothing is left; after a crash, at most a file ending in ASIDE,
-        or a finished file that nothing names yet.
+        or a finished file that nothing names yet. A lock on the unfinished file says that somebody is at it.
         """
         aside = path.with_name(path.name + ASIDE)
         try:
-            with open(aside, "w+b") as file:
+            with _locked(aside) as file:
                 self.write(file, fill)
                 self.sync(file)
+            path = path if named is None else named()
             self.rename(aside, path)
             self.sync_directory(path.parent)
         except BaseException:
@@ -117,6 +119,29 @@ class Disk:
             self.sync_directory(path.parent)
         finally:
             aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(aside: Path) -> Iterator[BinaryIO]:
+    """A new file that this process alone writes to, and that no sweep takes away meanwhile."""
+    while True:
+        with open(aside, "w+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_nlink:  # else it was swept between the two
+                yield file
+                return
+
+
+def is_written(path: Path) -> bool:
+    """Whether somebody is writing a file that has not its name yet."""
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def check_private(file: BinaryIO, path: Path) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from negindex.binding import Binding, bind
+from negindex.draft import Draft
 from negindex.errors import DuplicateKey, InvalidInput, NotFinite, ShapeMismatch
 from negindex.states import Meta, Provenance
 from negindex.text import all_unicode, is_unicode
@@ -33,6 +34,7 @@ class Incoming:
     digests: list[str]  # sha256 of each row's bytes, hex
     embedded_by: str = ""  # the fingerprint of the embeddings' model
     binding: Binding | None = None  # to the log; None where it is yet to be made
+    draft: Draft | None = None  # their file, where it was begun
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -52,11 +54,17 @@ class Incoming:
             embeddings=None if self.embeddings is None else self.embeddings[run],
             digests=[self.digests[i] for i in places],
             binding=None if self.binding is None else self.binding.chosen(places),
+            draft=None,
         )
 
     def bound(self) -> Binding:
         """What the log will bind them by; drawn now where it was not before."""
         return self.binding or bind(self.keys, self.labels, self.digests, self.sources)
+
+    def close(self) -> None:
+        """Give their file up, where it was begun and is not wanted."""
+        if self.draft is not None:
+            self.draft.close()
 
 
 def incoming(

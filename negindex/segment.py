@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import mmap
 import os
+import uuid
 import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,49 +20,69 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from negindex.disk import Disk, hash_part
+from negindex.draft import Ids
 from negindex.errors import Damaged
 from negindex.states import SegmentRecord
 
 SEGMENT_BYTES = 1 << 30  # erasing a row rewrites at most this much
+IDS = "ids"
 _PART = 8 << 20  # bytes written at a time: these are hashed, and taken by the disk, while the next are written
 
 
 def write_segment(
     disk: Disk,
-    path: Path,
+    folder: Path,
     set_id: str,
     rows: NDArray[np.floating],
-    ids: NDArray[np.int64],
+    ids: Ids,
     embeddings: NDArray[np.floating] | None = None,
-) -> str:
-    """Seal rows (N, *S), their ids (N,) and embeddings (N, E) in a new file, and read them back; returns its sha256.
+) -> SegmentRecord:
+    """Seal rows (N, *S), their ids (N,) and embeddings (N, E) in a new file, and read them back.
 
+    All but the ids is written, hashed and given to the disk before they are waited for. Where they are cancelled it
+    raises CancelledError, and no file is left.
     Raises OSError when the disk did not keep what was written, before anything names the file.
     """
-    arrays = {"rows": rows, "ids": ids} | ({} if embeddings is None else {"embeddings": embeddings})
-    digest = ""
+    arrays = {"rows": rows} | ({} if embeddings is None else {"embeddings": embeddings})
+    digest, path = "", folder / new_name(0)
 
     def fill(file: BinaryIO) -> None:
         nonlocal digest
-        digest = _fill(disk, file, set_id, arrays)
+        digest = _fill(disk, file, set_id, arrays, ids)
 
-    disk.create(path, fill)
+    def named() -> Path:
+        nonlocal path
+        path = folder / new_name(int(ids.result()[0]))
+        return path
+
+    disk.create(path, fill, named)
     size = 0 if embeddings is None else embeddings.shape[1]
-    record = SegmentRecord(0, path.name, len(rows), path.stat().st_size, "", size)
+    record = SegmentRecord(0, path.name, len(rows), path.stat().st_size, digest, size)
     try:
         kept = Segment(path, set_id, rows.shape[1:], record, rows.dtype)
-        same = _same_bytes(kept.rows, rows) and np.array_equal(kept.ids, ids)
+        same = _same_bytes(kept.rows, rows) and np.array_equal(kept.ids, ids.result())
         same = same and (embeddings is None or _same_bytes(np.asarray(kept.embeddings), embeddings))
     except Damaged:
         same = False
     if not same:
         path.unlink()
         raise OSError(errno.EIO, "the disk did not keep what was written; check it, then try again", str(path))
-    return digest
+    return record
 
 
-def _fill(disk: Disk, file: BinaryIO, set_id: str, arrays: Mapping[str, NDArray[np.generic]]) -> str:
-    """Write a whole file of arrays; returns its sha256, if the disk keeps the arrays as they were given.
+def new_name(first: int) -> str:
+    """Of a file whose first row has this id; no two are alike."""
+    return f"{first:012d}-{uuid.uuid4().hex[:8]}.h5"
+
+
+def _fill(
+    disk: Disk,
+    file: BinaryIO,
+    set_id: str,
+    arrays: Mapping[str, NDArray[np.generic]],
+    ids: Ids,
+) -> str:
+    """Write a whole file of arrays (N, ...), the ids last; returns its sha256, if the disk keeps what it was given.
 
     What was written is hashed, and taken by the disk, in threads of their own while the rest is written. These come
     back to Python seldom: whoever holds its lock, as the thread that makes the next rows ready, keeps it for 5 ms.
@@ -71,7 +92,7 @@ def _fill(disk: Disk, file: BinaryIO, set_id: str, arrays: Mapping[str, NDArray[
         beside: list[Future[None]] = []
         syncing: Future[None] | None = None
         for name, place in _lay_out(file, set_id, arrays):
-            flat = arrays[name].reshape(-1).view(np.uint8)
+            flat = (ids.result() if name == IDS else arrays[name]).reshape(-1).view(np.uint8)
             beside.append(hashes.submit(hash_part, digest, file, end, place))
             end = place + len(flat)
             for start in range(0, len(flat), _PART):
@@ -80,7 +101,8 @@ def _fill(disk: Disk, file: BinaryIO, set_id: str, arrays: Mapping[str, NDArray[
                 file.write(part)
                 file.flush()
                 beside.append(hashes.submit(digest.update, part))
-                if start + _PART < len(flat) and (syncing is None or syncing.done()):
+                more = start + _PART < len(flat) or not ids.done()  # is to come, some time
+                if more and (syncing is None or syncing.done()):
                     syncing = syncs.submit(disk.sync, file)  # of all that is written by then
                     beside.append(syncing)
         for one in beside:
@@ -90,13 +112,14 @@ def _fill(disk: Disk, file: BinaryIO, set_id: str, arrays: Mapping[str, NDArray[
 
 
 def _lay_out(file: BinaryIO, set_id: str, arrays: Mapping[str, NDArray[np.generic]]) -> list[tuple[str, int]]:
-    """Write all of the file but the arrays' own bytes; returns where each one's go, by place."""
+    """Write all of the file but the arrays' own bytes, and those of the ids; returns where each one's go, by place."""
     plain = h5py.h5p.create(h5py.h5p.DATASET_CREATE)  # contiguous: no chunks, no filters
     plain.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     plain.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     with h5py.File(file, "w") as h5:
         h5.attrs["set_id"] = set_id
         made = {name: h5.create_dataset(name, one.shape, one.dtype, dcpl=plain) for name, one in arrays.items()}
+        made[IDS] = h5.create_dataset(IDS, len(arrays["rows"]), np.int64, dcpl=plain)
         places = [(name, int(data.id.get_offset())) for name, data in made.items()]
     file.flush()
     return sorted(places, key=itemgetter(1))

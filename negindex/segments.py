@@ -7,10 +7,10 @@ import json
 import os
 import secrets
 import threading
-import uuid
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, NamedTuple, Protocol
@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from negindex.away import AwaySegment, Known
 from negindex.disk import Disk
+from negindex.draft import Draft, Ids, given
 from negindex.errors import Damaged, Erased, NotAllowed
 from negindex.objects import Objects, store_at
 from negindex.rowcache import RowCache
 from negindex.rowstore import Folder, RowStore, apart, fetch, is_away
-from negindex.segment import SEGMENT_BYTES, Segment, write_segment
+from negindex.segment import SEGMENT_BYTES, Segment, new_name, write_segment
 from negindex.states import Meta, Place, SegmentRecord
 
 OWNER = "owner.json"  # beside the files: which copy of the set may change them
@@ -83,7 +84,7 @@ class Segments:
         self, rows: NDArray[np.floating], ids: NDArray[np.int64], embeddings: NDArray[np.floating] | None = None
     ) -> SegmentRecord:
         """Write rows (N, *S), their ids (N,) and embeddings (N, E) in a new file, on the disk when this returns."""
-        made = self.seal_here(rows, ids, embeddings)
+        made = self._write(rows, embeddings, given(ids))
         if not self.is_away:
             return made
         try:
@@ -91,14 +92,12 @@ class Segments:
         finally:
             self._disk.remove(self.folder / made.file)
 
-    def seal_here(
-        self, rows: NDArray[np.floating], ids: NDArray[np.int64], embeddings: NDArray[np.floating] | None = None
-    ) -> SegmentRecord:
-        """The same in the folder, wherever new files go; asks the record nothing."""
-        path = self.folder / new_name(int(ids[0]))
-        digest = write_segment(self._disk, path, self._meta.set_id, rows, ids, embeddings)
-        size = 0 if embeddings is None else embeddings.shape[1]
-        return SegmentRecord(0, path.name, len(ids), path.stat().st_size, digest, size)
+    def draft(self, rows: NDArray[np.floating], embeddings: NDArray[np.floating] | None = None) -> Draft:
+        """Begin the same in the folder, wherever new files go, before the ids are known; asks the record nothing."""
+        return Draft(partial(self._write, rows, embeddings))
+
+    def _write(self, rows: NDArray[np.floating], embeddings: NDArray[np.floating] | None, ids: Ids) -> SegmentRecord:
+        return write_segment(self._disk, self.folder, self._meta.set_id, rows, ids, embeddings)
 
     @property
     def is_away(self) -> bool:
@@ -153,10 +152,10 @@ class Segments:
         return made
 
     def sweep(self, named: set[str]) -> None:
-        """Remove what a crashed writer left: files that the record does not name."""
+        """Remove what a crashed writer left: files that the record does not name, and that nobody is writing."""
         for name in self.home.names():
             if name not in named:
-                self.home.delete(name)
+                let_go(self._disk, self.folder / name)
         self.cache.keep_only({apart(file)[1] for file in named if is_away(file)})
 
     # -- elsewhere -------------------------------------------------------------------------
@@ -275,11 +274,6 @@ def taken(found: Sequence[tuple[Segment, int]]) -> NDArray[np.generic]:
     return rows
 
 
-def new_name(first: int) -> str:
-    """Of a file whose first row has this id; no two are alike."""
-    return f"{first:012d}-{uuid.uuid4().hex[:8]}.h5"
-
-
 def check_bytes(digest: str, file: SegmentRecord) -> None:
     """Raise Damaged where a file's sha256 is not that on record."""
     if digest != file.sha256:
@@ -302,7 +296,7 @@ def _stamp(store: Objects, set_id: str) -> str | None:
 
 
 def let_go(disk: Disk, path: Path) -> bool:
-    """Remove a file unless somebody reads it; whether it is gone. Nobody new can: the record names it no more."""
+    """Remove a file unless somebody reads or writes it; whether it is gone. The record names it not, or no more."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except FileNotFoundError:

@@ -7,8 +7,7 @@ import hmac
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from negindex.calibration import Calibration
 from negindex.catalogue import Backup, Catalogue
 from negindex.derived import DERIVED, Derived
 from negindex.disk import Disk, writer_lock
+from negindex.draft import Draft
 from negindex.engines.known import ENGINES, Engines
 from negindex.errors import (
     ClaimLive,
@@ -89,7 +89,7 @@ class Store:
         """
         with writer_lock(self.path):
             self._begin()
-            with ThreadPoolExecutor(1, "negindex-seal") as self._beside:  # leaves no file half written behind
+            with ExitStack() as self._drafts:  # leaves no file half written behind
                 yield
             with suppress(OSError, Damaged, Unreachable, NotAllowed):
                 self.tidy()
@@ -183,10 +183,15 @@ class Store:
 
     def _sealing(self, part: Incoming, ids: NDArray[np.int64]) -> Callable[[], SegmentRecord]:
         """Seal a large file beside the change that will name it, which waits for it before it commits."""
-        if part.rows.nbytes < _BESIDE or self.segments.is_away:
+        draft = None if self.segments.is_away else part.draft or self.draft(part)
+        if draft is None:
             record = self.segments.seal(part.rows, ids, part.embeddings)
             return lambda: record
-        return self._beside.submit(self.segments.seal_here, part.rows, ids, part.embeddings).result
+        return self._drafts.enter_context(closing(draft)).seal(ids)
+
+    def draft(self, part: Incoming) -> Draft | None:
+        """Begin the file of rows that are many; None of few, which is as well written when their turn comes."""
+        return None if part.rows.nbytes < _BESIDE else self.segments.draft(part.rows, part.embeddings)
 
     def _check_allowed(self, given: Incoming) -> None:
         """Raise ContentRefused for content that may not be stored, or that an erasure keeps out."""

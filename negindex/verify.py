@@ -22,7 +22,7 @@ from negindex.audit import Fault, Faults, lossless
 from negindex.catalogue import Catalogue
 from negindex.checkpoint import Checkpoint
 from negindex.derived import DERIVED
-from negindex.disk import Disk, sha256_of, writer_lock
+from negindex.disk import Disk, is_written, sha256_of, writer_lock
 from negindex.errors import Damaged, InvalidInput, Locked, NotAllowed
 from negindex.objects import store_at
 from negindex.rowstore import apart, fetch, is_away
@@ -200,7 +200,7 @@ class Files:
                          UNION SELECT name FROM outstanding WHERE what IN ('file', 'derived')"""
                 named = {name for (name,) in self._db.execute(sql)}
                 folders = [folder for folder in (self._path / SEGMENTS, self._path / DERIVED) if folder.is_dir()]
-                there = {entry.name for folder in folders for entry in folder.iterdir()}
+                there = {entry.name for folder in folders for entry in folder.iterdir() if not is_written(entry)}
         except Locked:
             return
         for name in sorted(there - named):

@@ -78,6 +78,9 @@ class Gathered:
                 rows[start : start + len(part)] = part
 
 
+AHEAD = 2  # batches that may wait, ready or not, while one is stored
+
+
 class Ready(NamedTuple):
     """A batch whose rows were looked through."""
 
@@ -86,11 +89,16 @@ class Ready(NamedTuple):
     given: Incoming  # those rows
     refused: list[tuple[int, str]]  # (place, why) of rows that cannot
 
+    def close(self) -> None:
+        """Be done with them, stored or not."""
+        self.given.close()
+
 
 class Readying:
-    """Makes batches ready in a thread of its own, one after the other, in their order.
+    """Makes batches ready in a thread of its own, one after the other, in their order, and begins their files.
 
-    Held are the rows of two batches: of one that is made ready, and of the one before, until ``take`` is called again.
+    Held are the rows of three batches: of one that is made ready, of the one before, whose file is written meanwhile,
+    and of the one that was taken last, until the next is.
     """
 
     def __init__(self, collection: Collection, label: str | None) -> None:
@@ -98,13 +106,15 @@ class Readying:
         self._collection, self._label = collection, label
         self._beside = ThreadPoolExecutor(1, "negindex-ready")
         self._waiting: deque[Future[Ready]] = deque()
-        self._rooms = [np.empty((0, *collection.shape), collection.dtype) for _ in range(2)]  # used in turns
+        self._rooms = [np.empty((0, *collection.shape), collection.dtype) for _ in range(AHEAD + 1)]  # used in turns
         self._count = 0
+        self._is_here = collection.rows_at is None  # files that go elsewhere are written when their turn comes
+        self.begins = not len(collection)  # files: it would be in vain for rows that the set holds already
 
     def put(self, batch: Gathered) -> None:
         """Have a batch made ready; nobody else changes it from here on, until it is taken."""
         self._count += 1
-        self._waiting.append(self._beside.submit(self._ready, batch, self._count % 2))
+        self._waiting.append(self._beside.submit(self._ready, batch, self._count % len(self._rooms)))
 
     def take(self) -> Ready:
         """The first that was put; waits until it is ready."""
@@ -117,6 +127,9 @@ class Readying:
     def close(self) -> None:
         """Give up what was not taken."""
         self._beside.shutdown(cancel_futures=True)
+        for one in self._waiting:
+            if not one.cancelled() and one.exception() is None:
+                one.result().close()
 
     def _ready(self, batch: Gathered, turn: int) -> Ready:
         if len(self._rooms[turn]) < len(batch):
@@ -135,6 +148,8 @@ class Readying:
             embedded_by=batch.embedded[1] if batch.embedded and places else "",
             finite=True,  # by _refused
         )
+        if self.begins and self._is_here:
+            given = self._collection.begun(given)
         return Ready(batch, places, given, refused)
 
 

@@ -23,7 +23,7 @@ from negindex.geometry import Geometry, item_of
 from negindex.sampler.batches import Batches, Slot
 from negindex.sampler.beside import NOTHING, Beside
 from negindex.sampler.encode import PIXELS, Encoder
-from negindex.sampler.gathered import Gathered, Ready, Readying, not_finite
+from negindex.sampler.gathered import AHEAD, Gathered, Ready, Readying, not_finite
 from negindex.sampler.sources import DEFAULTS, Array, Block, Bundled, Embedded, Held, Item, Limits, Source, is_within
 from negindex.sampler.sweep import BARRED, Look, look
 from negindex.sampler.views import views
@@ -106,7 +106,7 @@ def ingest(
     beside: what of an image is kept beside its row. through: may refuse images that were looked at; each comes out.
     together: images that are encoded at a time; see ``Batches``.
     Killed at any moment, the same call goes on: an input whose key is in force with the same file's sha256 is not
-    decoded again. Held in memory are the rows of up to three versions, and what ``look`` holds.
+    decoded again. Held in memory are the rows of up to four versions, and what ``look`` holds.
     """
     run, reached = _Run(collection, encoder, label, reason, by, tell, only_refusals, together), 0
     with closing(run):
@@ -282,7 +282,7 @@ class _Run:
         self._batch.extend(block)
         if self._is_full():
             self._put_behind()
-            self.wait(most=1)
+            self.wait(most=AHEAD)
 
     def _make_room_for(self, embedded: Embedded) -> None:
         """Put what has come in, where its embeddings are of another kind than those that come: a file has one kind."""
@@ -304,7 +304,8 @@ class _Run:
     def wait(self, most: int = 0) -> None:
         """Put in force what is full, until at most so many versions are still under way."""
         while len(self._readying) > most:
-            self._store(self._readying.take())
+            with closing(self._readying.take()) as ready:
+                self._store(ready)
 
     def _put_behind(self) -> None:
         """Have what has come in made ready for a version of its own, while the one before it is written."""
@@ -332,6 +333,7 @@ class _Run:
                 places, given = [places[number] for number in left], given.chosen(left)
             else:
                 self.report.version = version
+                self._readying.begins = version > before and self._collection.newest().changed >= len(places)
                 self._account(batch, places, before)
                 break
         self._repeated(batch)

@@ -48,10 +48,10 @@ def check_disk(folder: Path, need: int) -> None:
 def memory_needed(encoder: Encoder | None, max_pixels: int) -> int:
     """Bytes of memory that a build takes at most, one image at a time, by an estimate.
 
-    That is the program, one image as large as is allowed while it is decoded, the rows of two or three versions, and
+    That is the program, one image as large as is allowed while it is decoded, the rows of two to four versions, and
     the VAE with what it holds of an image. Pages of mapped files are the system's, and are not counted.
     """
-    rows = 3 * READY_BYTES if encoder is None else 2 * ENCODED_BYTES
+    rows = 4 * READY_BYTES if encoder is None else 2 * ENCODED_BYTES
     image = 0 if encoder is None else DECODED * max_pixels
     model = 0
     if isinstance(encoder, VaeEncoder):

@@ -271,7 +271,7 @@ def test_a_build_over_its_memory_is_refused_with_an_estimate(tmp_path):
     rows = array(tmp_path / "rows.npy")
     done = run("build", tmp_path / "a.set", rows, "--space", "mine", "--max-memory", "100M")
     assert done.exit_code == USAGE
-    assert "takes about 742 MiB of memory, and the limit is 100 MiB" in done.stderr
+    assert "takes about 806 MiB of memory, and the limit is 100 MiB" in done.stderr
     assert not (tmp_path / "a.set").exists()
     assert run("build", tmp_path / "a.set", rows, "--space", "mine", "--max-memory", "2G").exit_code == 0
 
