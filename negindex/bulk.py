@@ -23,8 +23,7 @@ FROM json_each(?9)"""
 
 def insert_rows(db: sqlite3.Connection, rows: NewRows, segment: int, added: int | None) -> None:
     """Put the rows of a file on record. added: the version that they come into force at, if they do."""
-    told = json.dumps(rows.source_keys, ensure_ascii=False)
-    is_plain = "\\u0000" not in told  # SQLite ends text there that it reads from JSON
+    is_plain = not any("\0" in key for key in rows.source_keys)  # SQLite ends text there that it reads from JSON
     if is_plain and len(set(rows.labels)) == 1 and rows.sources.count(_NOTHING) == len(rows.sources):
         _insert_bare(db, rows, segment, added)
     else:

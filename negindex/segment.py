@@ -186,7 +186,7 @@ class Segment:
         if h5.attrs.get("set_id") != set_id:
             raise Damaged(f"{self.path} belongs to another collection; restore the file from a backup")
         self.rows = _mapped(file, self.path, h5, "rows", (record.rows, *shape), dtype)  # (N, *S)
-        self.ids = np.array(_mapped(file, self.path, h5, "ids", (record.rows,), np.int64))  # (N,) int64
+        self.ids = np.array(_mapped(file, self.path, h5, IDS, (record.rows,), np.int64))  # (N,) int64
         self.embeddings: NDArray[np.generic] | None = None  # (N, E) float16
         if record.embedding:
             wide = (record.rows, record.embedding)

@@ -27,13 +27,8 @@ def from_right(table: Tensor, vector: Tensor) -> Tensor:
     return torch.from_numpy(table.numpy() @ vector.numpy())
 
 
-def summed(table: Tensor, weight: Tensor, numbers: Tensor | None = None) -> Tensor:
-    """The sum of the rows of a table (N, d) float32 by weights (n,) float32: (d,) float64.
-
-    numbers: (n,) int64, which rows they are; None for all.
-    """
-    if numbers is None:
-        numbers = torch.arange(len(table))
+def summed(table: Tensor, weight: Tensor, numbers: Tensor) -> Tensor:
+    """The sum of rows (n,) int64 of a table (N, d) float32 by weights (n,) float32: (d,) float64."""
     if not len(numbers):
         return torch.zeros(table.shape[1], dtype=torch.float64)
     starts = torch.arange(0, len(numbers), _TOGETHER)

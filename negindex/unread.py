@@ -74,9 +74,7 @@ def _above(unread: Unread, limit: float) -> Tensor:
 def _below(unread: Unread, limit: float, power: int) -> Tensor:
     """(n,) the expected sum of e^(power X) over rows with X below the limit."""
     mean, wide = unread.log_share, unread.deviation
-    inside: Tensor = torch.special.log_ndtr((limit - mean) / wide - power * wide)
-    log_each = power * mean + 0.5 * (power * wide).square() + inside
-    most = power * limit + torch.special.log_ndtr(
-        (limit - mean) / wide
-    )  # where the error is very wide, the sum cancels
+    below = (limit - mean) / wide
+    log_each = power * mean + 0.5 * (power * wide).square() + torch.special.log_ndtr(below - power * wide)
+    most = power * limit + torch.special.log_ndtr(below)  # where the error is very wide, the sum above cancels
     return unread.many * torch.minimum(log_each, most).exp()
