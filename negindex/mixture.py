@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from negindex import spheres
+from negindex.blas import one_thread
 from negindex.clusters import Clusters
 from negindex.exact import BLOCK_ELEMENTS, Scan
 from negindex.gaussians import Told
@@ -121,11 +122,12 @@ class Mixture(Negatives):
         if not self.models(query.kernel) or self._is_small:
             return self.source.answer(query)
         asked = (query.level.alpha > 0).nonzero()[:, 0]
-        if 0 < len(asked) == len(query.x_t):
-            told = self._modelled(query)
-        else:
-            told = self._plain(query)
-            told = told.put(asked, self._modelled(query.some(asked))) if len(asked) else told
+        with one_thread:
+            if 0 < len(asked) == len(query.x_t):
+                told = self._modelled(query)
+            else:
+                told = self._plain(query)
+                told = told.put(asked, self._modelled(query.some(asked))) if len(asked) else told
         missed = (told.error > (query.error or inf)).nonzero()[:, 0]
         if len(missed) and query.k is None:
             told = told.put(missed, self.source.answer(query.some(missed)).to("cpu"))
@@ -140,7 +142,8 @@ class Mixture(Negatives):
     def nearest(self, reach: Reach) -> Near:
         if self._is_small:
             return self.source.nearest(reach)
-        return spheres.nearest(self.source, self.clusters, spheres.InMemory(self.clusters, self.spheres), reach)
+        with one_thread:
+            return spheres.nearest(self.source, self.clusters, spheres.InMemory(self.clusters, self.spheres), reach)
 
     def moments(self) -> Moments:
         return Moments(len(self), self.clusters.mean, self.clusters.rms**2 * len(self))

@@ -19,6 +19,8 @@ def apart(query: Tensor, rows: Tensor) -> Tensor:
 
 def from_left(vectors: Tensor, table: Tensor) -> Tensor:
     """Vectors (d,) or (B, d) times a table (d, N) of long lines; all float32."""
+    if vectors.dim() > 1 and len(vectors) > 1:
+        return vectors @ table
     return torch.from_numpy(vectors.numpy() @ table.numpy())
 
 

@@ -14,7 +14,7 @@ import negindex.testing
 CORE, SAMPLER = (Path(p.__file__).parent for p in (negindex, negindex.sampler))
 EVALUATION = SAMPLER / "evaluation"
 LAYERS = [  # lowest first; a module may import from lower layers and, within the store, from its left
-    ["errors", "checks", "text", "offline", "stages", "traced", "summed"],
+    ["errors", "checks", "text", "offline", "stages", "traced", "summed", "blas"],
     ["exchange"],
     ["address"],
     ["link"],
