@@ -71,8 +71,8 @@ class AwaySegment(Segment):
         if record.embedding:
             self.embeddings = cast(NDArray[np.generic], _Embeddings(record, place))
 
-    def take(self, places: Places) -> NDArray[np.generic]:
-        return self._rows[places]
+    def take(self, places: Places, into: NDArray[np.generic]) -> None:
+        into[...] = self._rows[places]
 
     def expect(self, first: int, last: int) -> None:
         """Nothing: what is asked for together is fetched together."""

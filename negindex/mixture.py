@@ -277,8 +277,10 @@ class Mixture(Negatives):
         owner = torch.arange(len(heads)).repeat_interleave(torch.tensor([len(reading.rows) for reading in readings]))
         weight = torch.zeros(len(heads), len(rows), dtype=torch.float64)
         weight[owner, place] = torch.cat([reading.row_weight for reading in readings])
-        order = weight.abs().argmax(0).argsort(stable=True)  # most rows are read for one sample: its own together
-        rows, weight = rows[order], weight[:, order]
+        places = clusters.places[rows]
+        ranks = (places.numpy(), weight.abs().argmax(0).numpy())  # most rows are read for one sample: its own together
+        order = torch.from_numpy(np.lexsort(ranks))
+        rows, places, weight = rows[order], places[order], weight[:, order]
         inside = torch.stack([head.inside for head in heads]) - weight @ clusters.reduced[rows].double()
         shares = torch.stack([reading.cluster_weight for reading in readings]).float() @ clusters.along
         mean = torch.addmm(space.raised(inside), shares, clusters.leading)
@@ -286,7 +288,7 @@ class Mixture(Negatives):
             mean[b] += summed(clusters.outside, reading.exact_weight.float(), reading.exact)
         with stage("gather", within="search"):
             for some in torch.arange(len(rows)).split(max(1, BLOCK_ELEMENTS // len(space.centre))):
-                read = self.source.take(clusters.places[rows[some]]).rows.to("cpu")
+                read = self.source.take(places[some]).rows.to("cpu")
                 _add_weighted(mean, weight[:, some].float(), read, space.centre)
         return mean.double() + space.centre
 

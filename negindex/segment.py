@@ -9,7 +9,7 @@ import mmap
 import os
 import uuid
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from operator import itemgetter
 from pathlib import Path
@@ -195,27 +195,30 @@ class Segment:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, places: NDArray[np.int64]) -> NDArray[np.generic]:
-        """Rows (n, *S) at scattered places, in their order.
+    def take(self, places: NDArray[np.int64], into: NDArray[np.generic]) -> None:
+        """Copy rows at scattered places, in their order, into (n, *S) of their dtype.
 
         The system is told of all of them first, so that a disk fetches them at once and nothing else; left to
         itself it fetches one after the other, each with megabytes that lie around it.
         """
-        self._expect(places, places + 1)
-        return self.rows[places]
+        self._expect((place, place + 1) for place in places.tolist())
+        rows = self.rows.view(np.ndarray)  # a memmap takes longer
+        rows.take(places, 0, into, "clip")  # no place is beyond the file; to "raise" it would copy once more
 
     def expect(self, first: int, last: int) -> None:
         """Have the disk fetch rows first : last of the map while something else goes on."""
-        self._expect(np.array([first]), np.array([last]))
+        self._expect([(first, last)])
 
-    def _expect(self, first: NDArray[np.int64], last: NDArray[np.int64]) -> None:
-        """The same of each pair (n,)."""
-        if isinstance(self.rows, np.memmap) and isinstance(self.rows.base, mmap.mmap):
-            size = self.rows.nbytes // max(len(self.rows), 1)
-            start, stop = (self.rows.offset % mmap.ALLOCATIONGRANULARITY + place * size for place in (first, last))
-            page, madvise = start - start % mmap.PAGESIZE, self.rows.base.madvise
-            for at, length in zip(page.tolist(), (stop - page).tolist(), strict=True):
-                madvise(mmap.MADV_WILLNEED, at, length)
+    def _expect(self, bounds: Iterable[tuple[int, int]]) -> None:
+        """The same of rows between each two places."""
+        if not isinstance(self.rows, np.memmap) or not isinstance(self.rows.base, mmap.mmap):
+            return
+        base, size = self.rows.offset % mmap.ALLOCATIONGRANULARITY, self.rows.nbytes // max(len(self.rows), 1)
+        madvise = self.rows.base.madvise
+        for first, last in bounds:
+            start = base + first * size
+            page = start - start % mmap.PAGESIZE
+            madvise(mmap.MADV_WILLNEED, page, base + last * size - page)
 
 
 def plain_data(path: Path, h5: h5py.File, name: str) -> h5py.Dataset:

@@ -270,7 +270,9 @@ def taken(found: Sequence[tuple[Segment, int]]) -> NDArray[np.generic]:
         by_file.setdefault(id(segment), []).append(number)
     for numbers in by_file.values():
         places = np.array([found[number][1] for number in numbers], np.int64)
-        rows[numbers] = found[numbers[0]][0].take(places)
+        some = np.empty((len(numbers), *rows.shape[1:]), rows.dtype)
+        found[numbers[0]][0].take(places, some)
+        rows[numbers] = some
     return rows
 
 

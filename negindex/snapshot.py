@@ -203,13 +203,17 @@ class Snapshot(Scan):
         asked, ids, rows = places.numpy()[order], np.empty(len(order), np.int64), None
         bounds = np.searchsorted(asked, self._starts)
         for number in np.flatnonzero(np.diff(bounds)).tolist():
-            segment, own = self._parts[number]
-            here = slice(*bounds[number : number + 2])
-            some = own[asked[here] - self._starts[number]]
+            (segment, own), first, last = self._parts[number], *bounds[number : number + 2].tolist()
             rows = np.empty((len(order), *self.shape), segment.rows.dtype) if rows is None else rows
-            ids[order[here]], rows[order[here]] = segment.ids[some], segment.take(some)
-        found = torch.empty(0, *self.shape) if rows is None else torch.from_numpy(rows)
-        return Block(torch.from_numpy(ids), found.flatten(1))
+            some = own[asked[first:last] - self._starts[number]]
+            ids[first:last] = segment.ids[some]
+            segment.take(some, rows[first:last])
+        if rows is None:
+            return Block(torch.from_numpy(ids), torch.empty(0, *self.shape).flatten(1))
+        if (order[1:] < order[:-1]).any():
+            back = order.argsort()
+            ids, rows = ids[back], rows[back]
+        return Block(torch.from_numpy(ids), torch.from_numpy(rows).flatten(1))
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
