@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import product
 from threading import Lock
@@ -19,7 +19,7 @@ from typing import NamedTuple
 class Library(NamedTuple):
     """How many threads a library uses, and how to say it."""
 
-    count: Callable[[], int]
+    threads: Callable[[], int]
     set: Callable[[int], object]
 
 
@@ -37,7 +37,7 @@ class OneThread:
     def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
-                self._before = [(library, library.count()) for library in self._libraries()]
+                self._before = [(library, library.threads()) for library in self._libraries()]
                 for library, _ in self._before:
                     library.set(1)
             self._inside += 1
@@ -65,19 +65,19 @@ def open_blas() -> Sequence[Library]:
     from threadpoolctl import threadpool_info
 
     return [
-        _library(ctypes.CDLL(info["filepath"]))
+        library
         for info in threadpool_info()
         if info["internal_api"] == "openblas" and info["threading_layer"] == "pthreads"
+        for library in _functions(ctypes.CDLL(info["filepath"]))
     ]
 
 
-def _library(loaded: ctypes.CDLL) -> Library:
-    """Its functions, by any of the names that builds give them."""
+def _functions(loaded: ctypes.CDLL) -> Iterator[Library]:
+    """Of one OpenBLAS, by the names that its build gives them."""
     for before, after in product(("", "scipy_"), ("", "64_", "_64")):
-        count, put = (f"{before}openblas_{verb}_num_threads{after}" for verb in ("get", "set"))
-        if hasattr(loaded, put):
-            return Library(getattr(loaded, count), getattr(loaded, put))
-    raise ImportError(f"{loaded._name} has no openblas_set_num_threads; update numpy, or set OPENBLAS_NUM_THREADS=1")
+        get, put = (f"{before}openblas_{verb}_num_threads{after}" for verb in ("get", "set"))
+        if hasattr(loaded, get) and hasattr(loaded, put):
+            yield Library(getattr(loaded, get), getattr(loaded, put))
 
 
 one_thread = OneThread(open_blas)

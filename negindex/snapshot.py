@@ -203,7 +203,8 @@ class Snapshot(Scan):
         asked, ids, rows = places.numpy()[order], np.empty(len(order), np.int64), None
         bounds = np.searchsorted(asked, self._starts)
         for number in np.flatnonzero(np.diff(bounds)).tolist():
-            (segment, own), first, last = self._parts[number], *bounds[number : number + 2].tolist()
+            segment, own = self._parts[number]
+            first, last = bounds[number : number + 2].tolist()
             rows = np.empty((len(order), *self.shape), segment.rows.dtype) if rows is None else rows
             some = own[asked[first:last] - self._starts[number]]
             ids[first:last] = segment.ids[some]

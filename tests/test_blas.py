@@ -76,7 +76,7 @@ def libraries():
     found = open_blas()
     if not found:
         pytest.skip("numpy does not multiply by an OpenBLAS with threads of its own here")
-    before = [library.count() for library in found]
+    before = [library.threads() for library in found]
     for library in found:
         library.set(2)
     yield found
@@ -88,7 +88,7 @@ def test_a_look_up_by_an_index_takes_one_thread(libraries, monkeypatch):
     seen, summed = [], mixture.summed
 
     def watched(*args):
-        seen.append([library.count() for library in libraries])
+        seen.append([library.threads() for library in libraries])
         return summed(*args)
 
     monkeypatch.setattr(mixture, "summed", watched)
@@ -97,4 +97,4 @@ def test_a_look_up_by_an_index_takes_one_thread(libraries, monkeypatch):
     negatives = Mixture.build(Exact(given), kernel(given), scan_elements=0)
     negatives.posterior(noised(given[:1], 1.0, 0), NoiseLevel(1.0, 1.0), kernel=negatives.kernel)
     assert seen == [[1] * len(libraries)]
-    assert [library.count() for library in libraries] == [2] * len(libraries)
+    assert [library.threads() for library in libraries] == [2] * len(libraries)
