@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 FEW = 1000  # rows of the small set, which are also the first of the large one
 SHARES = (0.1, 0.5, 0.9, 0.9999)  # of the noisiest level at which the gate speaks of its radius
+AS_SCANNED = {True: "yes", False: "NO", None: ""}
 BEYOND = 3.9  # likewise, where it speaks of its reach alone, which is 4.4 times the radius
 
 
@@ -161,8 +162,9 @@ def _cell(asked: _Asked, share: float, say: Say) -> dict[str, Any]:
     of_few = asked.gate.find(copies, level, asked.few, asked.reference.snapshot)
     fires, rows, seconds = zip(*(_timed(asked, some, level, unsafe) for some in copies.split(1)), strict=True)
     false, _, others = zip(*(_timed(asked, some, level, unsafe) for some in fresh.split(1)), strict=True)
-    compared = copies[: asked.scans].split(1) if share < 1 else ()  # beyond, a scan would weigh by another kernel
-    scanned = [_timed(asked, some, level, asked.unsafe.mixture.source) for some in compared]
+    compared = asked.scans if share < 1 else 0  # beyond, a scan would weigh by another kernel
+    source = asked.unsafe.mixture.source
+    scanned = [_timed(asked, copies[i : i + 1], level, source) for i in range(min(compared, len(copies)))]
     return {
         "s": s,
         "share": share,
@@ -172,7 +174,7 @@ def _cell(asked: _Asked, share: float, say: Say) -> dict[str, Any]:
         "false": sum(false) / len(false),
         "ms": Spent.of([*seconds, *others]),
         "ms_scan": Spent.of([spent for *_, spent in scanned]) if scanned else None,
-        "as_scanned": [fired for fired, *_ in scanned] == list(fires[: len(scanned)]),
+        "as_scanned": [fired for fired, *_ in scanned] == list(fires[: len(scanned)]) if scanned else None,
     }
 
 
@@ -202,5 +204,5 @@ def _printed(told: dict[str, Any]) -> Iterator[str]:
     for cell in told["cells"]:
         shares = [f"{cell[name]:.2%}" for name in ("fire_in_few", "fire", "right", "false")]
         times = [f"{ms:.1f}" for ms in (*cell["ms"], *(cell["ms_scan"] or ()))] + ["", ""] * (not cell["ms_scan"])
-        figures = [f"{cell['share']:g}", *shares, *times, "yes" if cell["as_scanned"] else "NO"]
+        figures = [f"{cell['share']:g}", *shares, *times, AS_SCANNED[cell["as_scanned"]]]
         yield f"{cell['s']:>8.3g}" + "".join(f"{figure:>14}" for figure in figures)
