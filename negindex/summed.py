@@ -19,7 +19,7 @@ def apart(query: Tensor, rows: Tensor) -> Tensor:
 
 def from_left(vectors: Tensor, table: Tensor) -> Tensor:
     """Vectors (d,) or (B, d) times a table (d, N) of long lines; all float32."""
-    if vectors.dim() > 1 and len(vectors) > 1:
+    if vectors.dim() > 1 and len(vectors) > 1:  # a few rows at once take numpy twice as long
         return vectors @ table
     return torch.from_numpy(vectors.numpy() @ table.numpy())
 
