@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -41,6 +42,13 @@ Example:
 )
 @click.option("--queries", type=click.IntRange(1), default=1000, show_default=True, help="Benign images, a level.")
 @click.option("--scans", type=click.IntRange(0), default=3, show_default=True, help="Look-ups by a scan, a level.")
+@click.option(
+    "--levels",
+    metavar="F,F,...",
+    default=",".join(map(str, (*SHARES, BEYOND))),
+    show_default=True,
+    help="Shares of the noisiest level at which the gate speaks of its radius.",
+)
 @click.option("--seed", default=0, show_default=True, help="Of rows, noise, calibration and index.")
 @THREADS
 @KEEP
@@ -52,6 +60,7 @@ def copies(
     planted: int,
     queries: int,
     scans: int,
+    levels: str,
     seed: int,
     threads: int,
     keep: Path | None,
@@ -61,8 +70,8 @@ def copies(
 
     Rows are simulated latents in a collection on disk, with a quarter as many benign ones beside them as a reference,
     which gives the copy gate its radius and its reach. The first 1,000 rows are a set of their own as well. Of these,
-    as many as --planted are noised at the levels where the gate speaks of the radius, and at one where it speaks of
-    the reach alone, and held-out benign images alike.
+    as many as --planted are noised at --levels, up to 1 where the gate speaks of the radius, and beyond where it speaks
+    of the reach alone, and held-out benign images alike.
 
     fire: the share of copies that are found, in the small set and in the large one; right: whose row is the one that
     was copied; false: the share of benign images that fire. Times are milliseconds a look-up in the large set, median
@@ -71,14 +80,23 @@ def copies(
     import torch
 
     torch.set_num_threads(threads)
-    size = numbers_in(shape, int, "--shape")
+    size, shares = numbers_in(shape, int, "--shape"), numbers_in(levels, float, "--levels")
+    say = partial(click.echo, err=True)
     with folder_of(keep) as folder:
-        told = _measured(folder, rows, size, planted, queries, scans, seed, lambda said: click.echo(said, err=True))
+        told = _measured(folder, rows, size, planted, queries, scans, shares, seed, say)
     click.echo(json.dumps(told) if as_json else "\n".join(_printed(told)))
 
 
 def _measured(
-    folder: Path, rows: int, shape: Sequence[int], planted: int, queries: int, scans: int, seed: int, say: Say
+    folder: Path,
+    rows: int,
+    shape: Sequence[int],
+    planted: int,
+    queries: int,
+    scans: int,
+    shares: Sequence[float],
+    seed: int,
+    say: Say,
 ) -> dict[str, Any]:
     """Everything that is printed, by name."""
     import torch
@@ -119,7 +137,7 @@ def _measured(
         "planted": planted,
         "with_another": int((others.found.sum(1) > 1).sum()),
         "queries": queries,
-        "cells": [_cell(asked, share, say) for share in (*SHARES, BEYOND)],
+        "cells": [_cell(asked, share, say) for share in shares],
         "load_after": os.getloadavg()[0],
     }
 
