@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from negindex.tools.bench_sets import Say
 
 FEW = 1000  # rows of the small set, which are also the first of the large one
-SHARES = (0.1, 0.5, 0.9, 0.9999)  # of the noisiest level at which the gate speaks of its radius
+SHARES = "0.1,0.5,0.9,0.9999,3.9"  # of the noisiest level where the gate speaks of its radius
 AS_SCANNED = {True: "yes", False: "NO", None: ""}
-BEYOND = 3.9  # likewise, where it speaks of its reach alone, which is 4.4 times the radius
 
 
 @click.command(
@@ -45,7 +44,7 @@ Example:
 @click.option(
     "--levels",
     metavar="F,F,...",
-    default=",".join(map(str, (*SHARES, BEYOND))),
+    default=SHARES,
     show_default=True,
     help="Shares of the noisiest level at which the gate speaks of its radius.",
 )
