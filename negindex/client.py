@@ -270,6 +270,8 @@ class RemoteSnapshot(Negatives):
         arrays = {"x": x, "radius": reach.radius[some]}
         if bool(reach.noise.any()):
             arrays["noise"] = reach.noise[some]
+        if not bool(reach.image_radius.isinf().all()):
+            arrays["image_radius"] = reach.image_radius[some]
         told, _ = self._ask("near", arrays, said, bodies.NEAR_TOLD, self._view(), {})
         ids, distances, rows = told["ids"], told["distances"], told["rows"]
         if ids.shape[0] != len(x) or distances.shape != ids.shape or rows.shape != (*ids.shape, *self.shape):

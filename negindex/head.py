@@ -103,6 +103,16 @@ class Stretches:
         """Theirs of numbers (N,): (n,)."""
         return numbers.index_select(0, self.numbers)
 
+    def slices_of(self, numbers: Tensor) -> Tensor:
+        """The same, in less time where most of all rows are theirs."""
+        return torch.cat([numbers[a:b] for a, b in self.bounds])
+
+    def chosen(self, which: Tensor) -> Tensor:
+        """The numbers (m,) int64 of those that ``which`` (n,) bool chooses, where that is few of them."""
+        place = which.nonzero()[:, 0]
+        ends = self._sizes.cumsum(0)
+        return place + (self._start - ends + self._sizes)[torch.bucketize(place, ends, right=True)]
+
     def squared(self, table: Tensor, vector: Tensor) -> Tensor:
         """||vector - z||² of each row of a table (N, d), (n,) float64, by subtraction in float32."""
         return torch.cat([apart(vector[None], table[a:b])[0] for a, b in self.bounds])

@@ -68,11 +68,12 @@ class Reach:
     radius: Tensor  # (B,) float64; inf where only k limits
     k: int | None
     noise: Tensor  # (B,) float64, what the samples carry; 0 where every row within the radius is to be found
+    image_radius: Tensor  # (B,) float64, how far from the image that carries it rows are wanted; inf: however far
 
     def some(self, samples: Tensor) -> Reach:
         """The look-up of some samples (n,) of its batch."""
         at = samples.to(self.x.device)
-        return replace(self, x=self.x[at], radius=self.radius[at], noise=self.noise[at])
+        return Reach(self.x[at], self.radius[at], self.k, self.noise[at], self.image_radius[at])
 
     def merge(self, one: Near, other: Near) -> Near:
         """Two answers to this look-up as one."""
@@ -187,6 +188,7 @@ class Negatives(ABC):
         k: int | None = None,
         *,
         noise: Tensor | float = 0.0,
+        image_radius: Tensor | float | None = None,
     ) -> Near:
         """The rows in force nearest to samples, nearest first, by L2 distance over all dimensions.
 
@@ -196,12 +198,15 @@ class Negatives(ABC):
         noise: s = sigma / alpha, one number or (B,), where x is some image plus white noise of that deviation, and a
             radius is given. It decides nothing, and lets a set with an index look at fewer rows: of any one row
             within the radius the probability that it is missed is below 1e-6, whatever the image is.
+        image_radius: how near the image itself wanted rows lie, one number or (B,); None wants them however far. With
+            noise, a set with an index may leave out a row within the radius that lies farther from the image, and
+            looks at fewer rows still; of any one within both the probability that it is missed is below 1e-6.
         Rows are compared in float64 by direct subtraction: a row finds itself at distance 0. Without noise none that
         belongs to the answer is missed. Of rows equally far the one of the lowest id comes first.
         Raises EmptySet, ShapeMismatch, NotFinite, OutOfRange, and InvalidInput without radius and k.
         """
         pinned = self.pin()
-        near = pinned.nearest(pinned._within_reach(x, radius, k, noise))
+        near = pinned.nearest(pinned._within_reach(x, radius, k, noise, image_radius))
         if bool((near.found & near.distances.isinf()).any()):
             raise OutOfRange(
                 f"distances beyond float64, largest |x| = {float(x.abs().max()):g}; give samples that a model can "
@@ -209,18 +214,30 @@ class Negatives(ABC):
             )
         return near
 
-    def _within_reach(self, x: Tensor, radius: Tensor | float | None, k: int | None, noise: Tensor | float) -> Reach:
+    def _within_reach(
+        self,
+        x: Tensor,
+        radius: Tensor | float | None,
+        k: int | None,
+        noise: Tensor | float,
+        image_radius: Tensor | float | None,
+    ) -> Reach:
         self._check_samples(x)
         if radius is None and k is None:
             raise InvalidInput("near what? give radius=..., or k=..., or both")
         if k is not None and k < 1:
             raise OutOfRange(f"k = {k}; give k >= 1, or None for every row within the radius")
-        within, noise = _each("radius", float("inf") if radius is None else radius, x), _each("noise", noise, x)
-        if not bool((within >= 0).all()):
-            raise OutOfRange(f"radius = {within.unique().tolist()}; give a distance >= 0, or None")
+        within, of_image = (
+            _each(name, float("inf") if given is None else given, x)
+            for name, given in (("radius", radius), ("image_radius", image_radius))
+        )
+        noise = _each("noise", noise, x)
+        for name, given in (("radius", within), ("image_radius", of_image)):
+            if not bool((given >= 0).all()):
+                raise OutOfRange(f"{name} = {given.unique().tolist()}; give a distance >= 0, or None")
         if not bool(((noise >= 0) & noise.isfinite()).all()):
             raise OutOfRange(f"noise = {noise.unique().tolist()}; give s = sigma / alpha, finite and >= 0")
-        return Reach(x.detach(), within, k, noise)
+        return Reach(x.detach(), within, k, noise, of_image)
 
     def _check_samples(self, x: Tensor) -> None:
         """Whether there are rows, and samples to ask them about."""

@@ -91,6 +91,17 @@ class Space:
         length, grain = (max(one, 0.0) ** 0.5 * (1 + 1e-9) for one in largest)
         return length, grain
 
+    @cached_property
+    def spread(self) -> tuple[float, float]:
+        """Of P Pᵀ, the sum of its eigenvalues and that of their squares: white noise seen by the kernel is s² of them.
+
+        Both are d for an orthonormal projection.
+        """
+        if self.kernel.projection is None:
+            return float(self.width), float(self.width)
+        gram = self.kernel.projection @ self.kernel.projection.T
+        return float(gram.trace()), float(gram.square().sum())
+
     def see(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Rows (n, D) of any float dtype inside the kernel, (n, d), and their sketches outside it, (n, m); float32."""
         apart = rows.to("cpu", torch.float32) - self.centre

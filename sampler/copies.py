@@ -144,7 +144,8 @@ class CopyGate:
         asked = self.speaks(level, dimensions).nonzero()[:, 0]
         s, at = level.s[asked], asked.to(x_t.device)
         y = x_t[at].to(torch.float64) / level.alpha[asked].to(x_t.device).reshape(-1, *[1] * (x_t.dim() - 1))
-        near = negatives.near(y, self._distance(self._furthest, s, dimensions), k=1, noise=s)
+        limit, wanted = self._distance(self._furthest, s, dimensions), self._furthest
+        near = negatives.near(y, limit, k=1, noise=s, image_radius=wanted)
         found, rows, apart = near.found.any(1), near.rows.sum(1), near.distances.sum(1)  # of one place, or of none
         copied = found & (apart <= self._distance(self._r, s, dimensions).to(apart.device))
         if before is not None and before.rows.shape == x_t.shape:

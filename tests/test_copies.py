@@ -3,10 +3,10 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from mixtures import wide, wide_indexed
+from mixtures import indexed, principal, wide, wide_indexed
 from worlds import ClosedForm, always, diffusers_on_numpy_2, never, random_world, seeded
 
-from negindex import Collection, Exact, Kernel, NoiseLevel
+from negindex import LITERAL, Collection, Exact, Kernel, NoiseLevel
 from negindex.errors import NotFinite, OutOfRange
 from negindex.sampler import CopyGate, Correction, Fraction, Ratio, SafeDenoising, Spell, guard, paired
 from negindex.sampler.copies import CERTAIN, REACH, SHARE
@@ -136,6 +136,23 @@ def test_a_reach_that_is_no_distance_or_has_no_radius_is_refused(reach):
 
 
 # -- beyond the radius -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9999])
+def test_beyond_the_radius_an_index_hears_what_a_scan_hears(share):
+    """Images that lie up to the reach from a row, with other rows as near."""
+    given = wide(1_000) / 5
+    told_by = indexed(given, Kernel(projection=principal(given, 12)))
+    gate, seeds = CopyGate(0.2, 2.0), range(3)
+    fired = []
+    for seed in seeds:
+        off = torch.nn.functional.normalize(normal(40, 1024, seed=seed), dim=1) * torch.linspace(0, 2, 40)[:, None]
+        x_t, level = noised(given[:40].double() + off.reshape(40, 1, 32, 32), share * highest(2.0, 1024), seed)
+        told, true = (gate.find(x_t, level, negatives, kernel=LITERAL) for negatives in (told_by, Exact(given)))
+        assert torch.equal(told.fires, true.fires)
+        assert torch.equal(told.rows, true.rows)
+        fired.append(told.fires)
+    assert 0 < torch.cat(fired).double().mean() < 1
 
 
 def crowd(count, seed):

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 from mixtures import SHAPE, D, fresh, indexed, kernel, many, noised, principal, rows, wide, wide_indexed
-from scipy.stats import chi2
+from scipy.stats import chi2, ncx2
 from test_calibrated_set import COUNT, Index, col, every_set_is_large, keys, learned, template  # noqa: F401
 from test_near import same
 from worlds import seeded
 
 from negindex import LITERAL, Collection, Exact, Kernel, Union
+from negindex.head import Stretches
 from negindex.projection import Space
-from negindex.spheres import MISSED, Sample, Spheres, _limit
+from negindex.spheres import MISSED, Sample, Spheres, _about, _limit
 
 
 def kernels(given):
@@ -129,7 +130,7 @@ def test_no_row_within_the_radius_lies_beyond_the_limit_in_memory(seed):
             q = space.place(x[None])[0]
             sample = Sample(q.float(), float((x - space.centre).norm()), float(q.norm()), None)
             apart = float((q.float().double() - memory.double()).norm())
-            assert apart <= _limit(space, sample, float((x - z).norm()), 0.0)
+            assert apart <= _limit(space, sample, float((x - z).norm()), 0.0, math.inf)
 
 
 def test_spheres_hold_all_rows():
@@ -186,6 +187,78 @@ def test_noise_lets_a_look_up_read_fewer_rows(monkeypatch):
     read.append(0)
     told_by.near(x, radius, 1)
     assert 20 <= read[1] < read[2] / 2
+
+
+@pytest.mark.parametrize("seen", [1, 12, 128, 1024])
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0, 10.0, 1000.0])
+def test_noise_takes_a_row_near_the_image_out_of_sight_less_than_once_in_a_million(seen, share):
+    """The limit of what the kernel sees, against the law of a row at just the image's radius, all of it seen."""
+    space = Space.of(Kernel(projection=torch.eye(seen, 1100).double()), torch.zeros(1100))
+    limit = _about(space, share * 0.5, 0.5)
+    assert ncx2.sf((limit / 0.5) ** 2, seen, share**2) < 1e-6
+    assert limit <= 0.5 * (share + math.sqrt(seen) + 12), "and no farther than that asks for"
+
+
+def test_a_kernel_that_lengthens_some_directions_lengthens_their_noise():
+    skewed = torch.randn(9, D, generator=seeded(4), dtype=torch.float64) * torch.linspace(0.1, 3, 9)[:, None]
+    space = Space.of(Kernel(projection=skewed), torch.zeros(D))
+    longest = torch.linalg.svd(skewed).Vh[0]
+    x = 2.0 * longest + 0.5 * torch.randn(100_000, D, generator=seeded(1), dtype=torch.float64)
+    seen = (x @ skewed.T).norm(dim=1)
+    limit = _about(space, 2.0, 0.5)
+    assert limit / 2 < float(seen.max()) < limit
+    assert _about(space, 2.0, 0.0) == pytest.approx(2.0 * float(torch.linalg.matrix_norm(skewed, 2)), rel=1e-6)
+
+
+def test_rows_near_the_image_are_found_and_fewer_are_read(monkeypatch):
+    """At the noisiest level at which a radius of 2 is seen: copies, and images that lie up to 2 from a row."""
+    read, take = [], Exact.take
+
+    def counted(self, places):
+        read[-1] += len(places)
+        return take(self, places)
+
+    given = wide(1000) / 5
+    told_by = indexed(given, Kernel(projection=principal(given, 12)))
+    for seed in range(4):
+        off = torch.nn.functional.normalize(torch.randn(40, 1024, generator=seeded(seed)), dim=1)
+        off *= torch.linspace(0, 2, 40)[:, None]
+        s = math.sqrt(4.0 / (3 * math.sqrt(2048)))
+        x = noised(given[40 * seed : 40 * seed + 40].double() + off.reshape(40, *given.shape[1:]), s, seed)
+        radius = math.sqrt(s * s * (1024 + 6 * math.sqrt(2048)) + 4.0)
+        whole = Exact(given).near(x, radius, k=1, noise=s)
+        with monkeypatch.context() as patch:
+            patch.setattr(Exact, "take", counted)
+            read.append(0)
+            less = told_by.near(x, radius, k=1, noise=s, image_radius=2.0)
+            read.append(0)
+            told_by.near(x, radius, k=1, noise=s)
+        assert whole.found.all()
+        assert less.ids[:, 0].tolist() == list(range(40 * seed, 40 * seed + 40))
+        assert torch.equal(less.distances, whole.distances)
+        assert 40 <= read[-2] < read[-1] / 2
+
+
+def test_an_image_radius_without_noise_is_the_sample_s_own():
+    given = many()
+    x = given[:5].double() + 0.1
+    apart = by_index(0).near(x, 3.0, 4, image_radius=1.0)
+    true = Exact(given).near(x, 3.0, 4)
+    inside = true.distances <= 1.0
+    assert inside.any()
+    for told, wanted in zip(apart.ids, (ids[kept] for ids, kept in zip(true.ids, inside, strict=True)), strict=True):
+        assert set(wanted.tolist()) <= set(told.tolist())
+    same(by_index(0).near(x, k=4, image_radius=0.0), Exact(given).near(x, k=4))
+
+
+def test_of_stretches_the_chosen_ones_are_told_by_number():
+    offsets = torch.tensor([0, 3, 3, 7, 8, 12])
+    stretches = Stretches(offsets, torch.tensor([0, 2, 4]))
+    which = torch.tensor([True, False, True, False, True, True, False, False, True, False, True])
+    assert torch.equal(stretches.chosen(which), stretches.numbers[which])
+    assert stretches.numbers[which].tolist() == [0, 2, 4, 5, 9, 11]
+    numbers = torch.arange(12).float() * 2
+    assert torch.equal(stretches.slices_of(numbers), stretches.of(numbers))
 
 
 def test_with_noise_a_batch_is_answered_as_each_of_its_samples():

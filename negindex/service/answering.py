@@ -55,6 +55,7 @@ class Nearby:
     x: Tensor
     radius: Tensor  # (B,) float64
     noise: Tensor  # (B,) float64
+    image_radius: Tensor  # (B,) float64
     k: int | None
     numbers: str  # of the rows
 
@@ -123,8 +124,10 @@ def _near(view: View, asked: Sequence[Nearby]) -> Near:
         samples = sum(len(one.x) for one in asked)
         _check_room(samples, min(first.k, len(view.rows)) * (first.x[:1].numel() + 2))
     x = first.x if len(asked) == 1 else torch.cat([one.x for one in asked])
-    radius, noise = torch.cat([one.radius for one in asked]), torch.cat([one.noise for one in asked])
-    near = view.rows.near(x, radius, first.k, noise=noise)
+    radius, noise, image_radius = (
+        torch.cat(each) for each in zip(*((one.radius, one.noise, one.image_radius) for one in asked), strict=True)
+    )
+    near = view.rows.near(x, radius, first.k, noise=noise, image_radius=image_radius)
     _check_room(1, near.rows.numel())
     return near
 

@@ -27,7 +27,8 @@ POSTERIOR_TOLD: Arrays = {
     "ids": Array(("I64",), 2),
     "log_weight": Array(("F64",), 2),
 }
-NEAR_ASKED: Arrays = {"x": Array(FLOATS), "radius": _ONES, "noise": Array(("F64",), 1, optional=True), **_VIEW}
+_MAYBE_ONES = Array(("F64",), 1, optional=True)
+NEAR_ASKED: Arrays = {"x": Array(FLOATS), "radius": _ONES, "noise": _MAYBE_ONES, "image_radius": _MAYBE_ONES, **_VIEW}
 NEAR_TOLD: Arrays = {"ids": Array(("I64",), 2), "distances": Array(("F64",), 2), "rows": Array(FLOATS)}
 MOMENTS_ASKED: Arrays = _VIEW
 MOMENTS_TOLD: Arrays = {"mean": _ONES}

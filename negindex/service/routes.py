@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import asdict
+from math import inf
 from typing import Annotated, Any
 
 import torch
@@ -114,12 +115,13 @@ async def near(request: Request, state: TheState, name: Name) -> Response:
     arrays, asked = await _taken(request, state, NEAR)
     x, radius = arrays["x"], arrays["radius"]
     noise, samples = arrays.get("noise", torch.zeros_like(radius)), _samples(x, state)
-    for what, each in (("radius", radius), ("noise", noise)):
+    image_radius = arrays.get("image_radius", torch.full_like(radius, inf))
+    for what, each in (("radius", radius), ("noise", noise), ("image_radius", image_radius)):
         if len(each) != samples:
             raise ShapeMismatch(f"{what} of shape {tuple(each.shape)} for {samples} samples; give one each")
     if asked.k is None and samples and bool(radius.isinf().any()):
         raise OutOfRange("near without a limit; give radius, or k, or both")
-    question = Nearby(_which(asked), _left_out(arrays), x, radius, noise, asked.k, asked.numbers)
+    question = Nearby(_which(asked), _left_out(arrays), x, radius, noise, image_radius, asked.k, asked.numbers)
     return await _answered(request, state, name, question, samples)
 
 

@@ -220,6 +220,21 @@ class NegativesTests:
             self.check_near(negatives, negatives.near(x, radius, k, noise=noise), given, x, radius, k)
         self.check_near(negatives, negatives.near(x, k=3, noise=0.3), given, x, None, 3)
 
+    @pytest.mark.parametrize("image_radius", [0.0, 1.0, [0.0, 0.5, 2.0, 9.0, float("inf")]])
+    def test_rows_near_the_image_itself_are_found_and_none_beyond_the_radius(
+        self, image_radius: float | list[float]
+    ) -> None:
+        given = normal(40, *SHAPE)
+        negatives, rows = self.make(given), self.rounded(given).flatten(1)
+        images = self.rounded(given)[:BATCH] + 0.2 * normal(BATCH, *SHAPE, seed=2)
+        x = images + 0.3 * normal(BATCH, *SHAPE, seed=3)
+        limit = torch.as_tensor(image_radius, dtype=torch.float64).expand(BATCH)
+        near = negatives.near(x, 2.5, noise=0.3, image_radius=limit if isinstance(image_radius, list) else image_radius)
+        within = torch.cdist(x.flatten(1), rows) <= 2.5
+        wanted = within & (torch.cdist(images.flatten(1), rows) <= limit[:, None])
+        for found, certain, possible in zip(self.named_near(negatives, near), wanted, within, strict=True):
+            assert set(certain.nonzero()[:, 0].tolist()) <= set(found) <= set(possible.nonzero()[:, 0].tolist())
+
     def test_rows_equally_far_come_set_by_set_the_lowest_id_first(self) -> None:
         rows = torch.cat([torch.eye(D), -torch.eye(D)]).reshape(-1, *SHAPE).double()
         negatives, centre = self.make(rows), torch.zeros(1, *SHAPE, dtype=torch.float64)
@@ -264,6 +279,8 @@ class NegativesTests:
     def test_a_radius_that_is_no_distance_is_named(self, radius: float | Tensor) -> None:
         with pytest.raises(OutOfRange, match=r"radius = .*give a distance >= 0"):
             self.make(normal(3, *SHAPE)).near(normal(2, *SHAPE), radius)
+        with pytest.raises(OutOfRange, match=r"image_radius = .*give a distance >= 0"):
+            self.make(normal(3, *SHAPE)).near(normal(2, *SHAPE), 1.0, noise=0.1, image_radius=radius)
 
     @pytest.mark.parametrize("noise", [-0.1, float("nan"), float("inf"), torch.tensor([1.0, -1.0])])
     def test_noise_that_is_no_level_is_named(self, noise: float | Tensor) -> None:
@@ -275,6 +292,8 @@ class NegativesTests:
             self.make(normal(3, *SHAPE)).near(normal(3, *SHAPE), torch.ones(2))
         with pytest.raises(ShapeMismatch, match=r"noise of shape \(2,\) for 3 samples"):
             self.make(normal(3, *SHAPE)).near(normal(3, *SHAPE), 1.0, noise=torch.ones(2))
+        with pytest.raises(ShapeMismatch, match=r"image_radius of shape \(2,\) for 3 samples"):
+            self.make(normal(3, *SHAPE)).near(normal(3, *SHAPE), 1.0, image_radius=torch.ones(2))
 
     def test_near_refuses_what_is_no_sample(self) -> None:
         negatives, x = self.make(normal(3, *SHAPE)), normal(2, *SHAPE)
