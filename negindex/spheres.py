@@ -26,7 +26,7 @@ _LEADING = 16  # dimensions that tell most rows' distance from a sample to be to
 _SAMPLE = 1 << 14  # rows that say which these are
 _HALF = 2.0**-24  # of the last place of a float32 number, relative to it
 _FAR = 1e15  # from which on squares come near to what float32 holds
-_AT_ONCE = 1 << 18  # numbers of rows that are read together: in float32 a processor's own memory holds them
+_AT_ONCE = 1 << 20  # numbers of rows that are read or weighed together: 4 MiB in float32
 _WORTH = 4  # where one row in so many or more could be near a sample, a scan is the better way
 
 
@@ -218,8 +218,8 @@ def _read(source: Scan, clusters: Clusters, numbers: Tensor, reach: Reach) -> Ne
     origins, x = source.origins, reach.x.flatten(1)[0].to(torch.float64)
     loose, places = _loose(len(x)), 4 * _HALF * float(x.norm()) + 1e-15
     furthest, told = float(reach.radius), None
-    for some in numbers.split(max(1, _AT_ONCE // len(x))):
-        block = source.take(clusters.places[some])
+    for some in clusters.places[numbers].sort().values.split(max(1, _AT_ONCE // len(x))):  # file by file
+        block = source.take(some)
         off = torch.linalg.vector_norm(block.rows.float() - x.to(block.rows.device, torch.float32), dim=1).double()
         if reach.k is not None and len(off) >= reach.k:
             furthest = min(furthest, float(off.kthvalue(reach.k).values) * (1 + loose) + places)
