@@ -108,7 +108,7 @@ print((resident() - before) / (8 * len(rows) * elements))
 def test_gathering_many_large_rows_leaves_no_memory_taken(tmp_path):
     """Blocks of rows come and go in the heap: were anything small of each kept, it would grow by their size."""
     made = Collection.create(tmp_path / "set", (4, 64, 64), "pixels")
-    made.add(torch.randn(1024, 4, 64, 64, generator=seeded(6)).half().numpy(), [str(i) for i in range(1024)])
+    made.add(torch.randn(4096, 4, 64, 64, generator=seeded(6)).half().numpy(), [str(i) for i in range(4096)])
     command = [sys.executable, "-c", GATHER, str(made.path)]
     heap = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 25), "OMP_NUM_THREADS": "1"}  # as it is after some work
     said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=heap)
