@@ -227,14 +227,8 @@ class Negatives(ABC):
             raise InvalidInput("near what? give radius=..., or k=..., or both")
         if k is not None and k < 1:
             raise OutOfRange(f"k = {k}; give k >= 1, or None for every row within the radius")
-        within, of_image = (
-            _each(name, float("inf") if given is None else given, x)
-            for name, given in (("radius", radius), ("image_radius", image_radius))
-        )
+        within, of_image = _distances("radius", radius, x), _distances("image_radius", image_radius, x)
         noise = _each("noise", noise, x)
-        for name, given in (("radius", within), ("image_radius", of_image)):
-            if not bool((given >= 0).all()):
-                raise OutOfRange(f"{name} = {given.unique().tolist()}; give a distance >= 0, or None")
         if not bool(((noise >= 0) & noise.isfinite()).all()):
             raise OutOfRange(f"noise = {noise.unique().tolist()}; give s = sigma / alpha, finite and >= 0")
         return Reach(x.detach(), within, k, noise, of_image)
@@ -333,6 +327,14 @@ def _check_answer(told: Partial, query: Query) -> None:
             f"weights beyond float64 at sigma / alpha = {query.level.s.unique().tolist()}, largest |x_t| = "
             f"{float(query.x_t.abs().max()):g}; give a noise level and a sample that a model can have made"
         )
+
+
+def _distances(name: str, given: Tensor | float | None, x: Tensor) -> Tensor:
+    """One for each sample of x (B, *S), (B,) float64; inf for None."""
+    each = _each(name, float("inf") if given is None else given, x)
+    if not bool((each >= 0).all()):
+        raise OutOfRange(f"{name} = {each.unique().tolist()}; give a distance >= 0, or None")
+    return each
 
 
 def _each(name: str, given: Tensor | float, x: Tensor) -> Tensor:

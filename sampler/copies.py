@@ -76,8 +76,9 @@ class CopyGate:
 
     A noised copy of z lies at s² D on average, with standard deviation s² sqrt(2 D). The gate speaks where
     3 s² sqrt(2 D) <= r²: at higher noise the distance cannot tell copies within r from other images, and at
-    that level it reaches out to sqrt(2) r. It never divides by the number of rows: one takedown does not
-    drown in a large set, as it does in a ratio.
+    that level it reaches out to sqrt(2) r; a set with an index may leave out rows that lie beyond both r and R from
+    the image under the noise. It never divides by the number of rows: one takedown does not drown in a large set, as
+    it does in a ratio.
 
     A model gives what it memorised back less exactly than fresh images of a crowd lie from some row, so no one
     distance tells the two apart. Where z lies beyond r and within the reach R, at levels where R can be seen, the
@@ -144,8 +145,8 @@ class CopyGate:
         asked = self.speaks(level, dimensions).nonzero()[:, 0]
         s, at = level.s[asked], asked.to(x_t.device)
         y = x_t[at].to(torch.float64) / level.alpha[asked].to(x_t.device).reshape(-1, *[1] * (x_t.dim() - 1))
-        limit, wanted = self._distance(self._furthest, s, dimensions), self._furthest
-        near = negatives.near(y, limit, k=1, noise=s, image_radius=wanted)
+        limit = self._distance(self._furthest, s, dimensions)
+        near = negatives.near(y, limit, k=1, noise=s, image_radius=self._furthest)
         found, rows, apart = near.found.any(1), near.rows.sum(1), near.distances.sum(1)  # of one place, or of none
         copied = found & (apart <= self._distance(self._r, s, dimensions).to(apart.device))
         if before is not None and before.rows.shape == x_t.shape:
