@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 from urllib.parse import urlsplit
 
-from negindex.disk import Disk
+from negindex.disk import WRITTEN, Disk
 from negindex.errors import Damaged, Gone, InvalidInput
 
 CACHE_BYTES = 4 << 30  # what the local cache of rows that lie elsewhere may take, where nobody says
@@ -70,7 +70,7 @@ class Folder:
 
     def put(self, name: str, source: Path) -> None:
         with open(source, "rb") as given:
-            self._disk.create(self.path / name, lambda file: shutil.copyfileobj(given, file, PIECE))
+            self._disk.create(self.path / name, lambda file: shutil.copyfileobj(given, file, WRITTEN))
 
     def delete(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)

@@ -19,14 +19,14 @@ import h5py
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from negindex.disk import Disk, hash_part
+from negindex.disk import WRITTEN, Disk, hash_part
 from negindex.draft import Ids
 from negindex.errors import Damaged
 from negindex.states import SegmentRecord
 
 SEGMENT_BYTES = 1 << 30  # erasing a row rewrites at most this much
 IDS = "ids"
-_PART = 8 << 20  # bytes written at a time: these are hashed, and taken by the disk, while the next are written
+_PART = 8 << 20  # bytes that are hashed, and taken by the disk, while the next are written
 
 
 def write_segment(
@@ -98,7 +98,8 @@ def _fill(
             for start in range(0, len(flat), _PART):
                 part = flat[start : start + _PART].data
                 file.seek(place + start)
-                file.write(part)
+                for piece in range(0, len(part), WRITTEN):
+                    file.write(part[piece : piece + WRITTEN])
                 file.flush()
                 beside.append(hashes.submit(digest.update, part))
                 more = start + _PART < len(flat) or not ids.done()  # is to come, some time
