@@ -37,6 +37,7 @@ _ROUNDING = 1e-5  # of the rms radius: rows are summed in float32
 _ODD = 1 / 16  # of its cluster's: no row scatters less about the mean, whatever its length says
 _NARROW = 1e-9  # a deviation is never taken for less
 _PLACES = 4 * 2.0**-24  # of squared lengths: what float32 can take from a squared distance
+_ROUGH = 1.0  # nats: where float32 may take more from a log-weight, rows are weighed in float64
 
 
 class Answer(NamedTuple):
@@ -83,7 +84,7 @@ def answer(clusters: Clusters, source: Scan, sample: Sample, most: int, error: f
     read, its bytes and 4 D operations.
     """
     known = _Known.of(clusters, sample, max(most, named, _SINGLE))
-    read, done, many = _Read(clusters, source, sample), 0, _FIRST
+    read, done, many = _Read(clusters, source, sample, known.single), 0, _FIRST
     most = min(max(most, named), len(known.single))
     while True:
         many = min(max(many, named), most)
@@ -177,30 +178,42 @@ def _by_cluster(log_weight: Tensor, offsets: Tensor) -> Tensor:
 class _Read:
     """Rows read in full: their log-weights, on the same scale as those in ``_Known``, and their weighted sum."""
 
-    def __init__(self, clusters: Clusters, source: Scan, sample: Sample) -> None:
+    def __init__(self, clusters: Clusters, source: Scan, sample: Sample, single: Tensor) -> None:
+        """single: (n,) int64, the rows that may be read."""
         self._clusters, self._source, self._sample = clusters, source, sample
         self._own = float(sample.inside.square().sum())
         self._centre = float(clusters.space.centre.double() @ sample.apart.double())
+        longest = float((clusters.lengths[single] + clusters.beyond[single]).max())
+        self._is_narrow = _PLACES * (longest + self._own) > _ROUGH * sample.variance
         self.number = torch.empty(0, dtype=torch.int64)
         self.log_weight = torch.empty(0, dtype=torch.float64)
         self._top = NEG_INF
-        self._sum = torch.zeros(len(sample.y))  # of the rows, by weights relative to the top
+        kind = torch.float64 if self._is_narrow else torch.float32
+        self._sum = torch.zeros(len(sample.y), dtype=kind)  # of the rows, by weights relative to the top
 
     def add(self, numbers: Tensor) -> None:
-        """Read more rows; weights of float32 products."""
+        """Read more rows; weights of float32 products, or of float64 distances where s is too narrow for those."""
         at_once = max(1, _CACHED // len(self._sample.y))
         for some in numbers.sort().values.split(max(1, BLOCK_ELEMENTS // len(self._sample.y))):
             rows = self._source.take(self._clusters.places[some]).rows.to("cpu")
             for part, which in zip(rows.split(at_once), some.split(at_once), strict=True):
-                self._weigh(part.to(torch.float32), which)
+                self._weigh(part.to(self._sum.dtype), which)
 
     def _weigh(self, rows: Tensor, number: Tensor) -> None:
-        length = (self._clusters.lengths[number] + self._clusters.beyond[number]).double()
-        product = (rows @ self._sample.apart).double() - self._centre
-        log_weight = (2 * product - length - self._own) / (2 * self._sample.variance)
+        if self._is_narrow:
+            log_weight = self._exact(rows)
+        else:
+            length = (self._clusters.lengths[number] + self._clusters.beyond[number]).double()
+            product = (rows @ self._sample.apart).double() - self._centre
+            log_weight = (2 * product - length - self._own) / (2 * self._sample.variance)
         self._raise(float(log_weight.max()))
-        self._sum.addmv_(rows.T, (log_weight - self._top).exp().float())
+        self._sum.addmv_(rows.T, (log_weight - self._top).exp().to(rows.dtype))
         self.number, self.log_weight = torch.cat([self.number, number]), torch.cat([self.log_weight, log_weight])
+
+    def _exact(self, rows: Tensor) -> Tensor:
+        """(n,) float64 log-weights of rows (n, D) float64."""
+        distance = squared_distances(self._sample.y[None], rows)[0] - self._sample.length
+        return distance / (-2 * self._sample.variance)
 
     def _raise(self, top: float) -> None:
         if top > self._top:
@@ -215,8 +228,7 @@ class _Read:
         for some in torch.arange(len(heavy)).split(max(1, _CACHED // len(self._sample.y))):
             places = self._clusters.places[self.number[heavy[some]]]
             rows = self._source.take(places).rows.to("cpu", torch.float64)
-            distance = squared_distances(self._sample.y[None], rows)[0] - self._sample.length
-            self.log_weight[heavy[some]] = exact = distance / (-2 * self._sample.variance)
+            self.log_weight[heavy[some]] = exact = self._exact(rows)
             old = self._top
             self._raise(float(exact.max()))
             total.mul_(exp(old - self._top))

@@ -199,6 +199,16 @@ def test_a_row_finds_itself_and_a_copy_of_a_sample_is_found():
     torch.testing.assert_close(told.log_norm, true.log_norm, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("s", [1e-3, 1e-4, 1e-6])
+def test_a_level_too_narrow_for_float32_is_answered_as_closely_as_stated(s):
+    copies = many()[:6].double() + s * torch.randn(6, *SHAPE, generator=seeded(4), dtype=torch.float64)
+    x = torch.cat([copies, asked(20, s)])
+    told, true = ask(mixture(), x, s), ask(Exact(many()), x, s)
+    assert (off(told, true, rms(many())) <= told.error + 1e-5).all()
+    assert told.error.max() <= 0.02
+    torch.testing.assert_close(told.log_norm, true.log_norm, rtol=0, atol=0.02)
+
+
 @pytest.mark.parametrize("s", [0.01, 0.1, 1.0])
 def test_rows_that_the_projection_sees_whole_do_not_upset_the_others(s):
     """Beyond it they lie elsewhere than their cluster's mean, whatever the length of what they have there says."""
