@@ -40,7 +40,7 @@ from negindex.geometry import apart, first_views, item_of
 from negindex.hamming import NEAR
 from negindex.history import Dead, Difference, claims_at, dead, difference
 from negindex.incoming import Incoming, check_keys, incoming, some_are
-from negindex.index import Index, is_small
+from negindex.index import Ahead, Index, is_small, nobody
 from negindex.keys import Key
 from negindex.labelled import Labelled
 from negindex.log import Record
@@ -289,11 +289,19 @@ class Collection(Following):
             pass
         return self.outstanding()
 
-    def compact(self, forget_before: int | None = None, *, reason: str = "", by: str = "") -> int:
+    def compact(
+        self,
+        forget_before: int | None = None,
+        *,
+        reason: str = "",
+        by: str = "",
+        index: bool = True,
+        ahead: Ahead = nobody,
+    ) -> int:
         """Merge small files and part withdrawn rows from those in force; returns how many files were rewritten.
 
-        The index of a calibrated set is made anew where it lacks many rows. No version changes by it, unless old ones
-        are given up: forget_before gives up the bytes of rows that only
+        The index of a calibrated set is made anew where it lacks many rows (``reindex``), unless ``index`` is False.
+        No version changes by it, unless old ones are given up: forget_before gives up the bytes of rows that only
         versions before it read; those versions can no longer be opened, and the log says so.
         """
         if forget_before is not None:
@@ -302,17 +310,22 @@ class Collection(Following):
             if forget_before is not None:
                 self._store.forget(forget_before, Note(reason, by))
             rewritten = self._store.compact()
-        self._index()
+        if index:
+            self.reindex(ahead)
         return rewritten
 
-    def _index(self) -> None:
-        """Make the index of a calibrated set anew where it is missing, damaged, or lacks many rows."""
+    def reindex(self, ahead: Ahead = nobody) -> bool:
+        """Make the index of a calibrated set anew where it is missing, damaged, or lacks many rows; whether it did.
+
+        ahead: who is to hold the index before it is on record, and look-ups are answered by it. What it raises is
+        raised, and the index on record stays.
+        """
         rows = self.snapshot()
         calibration = self.calibration(rows.version)
         if calibration is None or is_small(rows) or self._store.is_indexed(rows, calibration.kernel):
-            return
+            return False
         self._newest = None  # this handle's own view must not keep the old one
-        self._store.reindex(rows, calibration.kernel)
+        return self._store.reindex(rows, calibration.kernel, ahead)
 
     def move_rows(self, to: str | None, *, cache_bytes: int | None = None) -> int:
         """Have rows lie elsewhere, ``to`` an address that fsspec knows, or in the set's own folder again (None).
@@ -339,7 +352,13 @@ class Collection(Following):
     # -- calibration -----------------------------------------------------------------------
 
     def calibrate(
-        self, reference: Negatives | None = None, *, seed: int = 0, by: str = "", reason: str = ""
+        self,
+        reference: Negatives | None = None,
+        *,
+        seed: int = 0,
+        by: str = "",
+        reason: str = "",
+        ahead: Ahead = nobody,
     ) -> Calibration:
         """Learn which kernel denoises the rows in force best, and answer by it from the next version on.
 
@@ -347,6 +366,7 @@ class Collection(Following):
         version of its own, on record by its checksum, and asked wherever nobody names a kernel. A large set gets an
         index, by which it answers in milliseconds; additions and withdrawals follow at once. Old versions go on
         being answered by what they were calibrated by. For the cost see ``negindex.calibrate`` and ``Mixture.build``.
+        ahead: see ``reindex``; what it raises is raised, and nothing is changed.
         Raises OutOfRange for fewer than 200 rows, and what ``negindex.calibrate`` raises.
         """
         while True:
@@ -354,13 +374,13 @@ class Collection(Following):
             other = None if reference is None else _less(reference.pin(), rows)
             learned = calibrate(rows, other, seed=seed)
             against = [] if other is None else [[origin.set_id, origin.version] for origin in other.origins]
-            if self._keep(learned, rows, Note(reason, by, {"reference": against})) is not None:
+            if self._keep(learned, rows, Note(reason, by, {"reference": against}), ahead) is not None:
                 return learned
 
-    def adopt(self, calibration: Calibration, *, by: str = "", reason: str = "") -> int:
+    def adopt(self, calibration: Calibration, *, by: str = "", reason: str = "", ahead: Ahead = nobody) -> int:
         """Answer by a calibration that was learned elsewhere, such as on a set that this one is the reference of.
 
-        Returns the version. Raises ShapeMismatch where it is made for rows of another size.
+        Returns the version. ahead: see ``reindex``. Raises ShapeMismatch where it is made for rows of another size.
         """
         projection, elements = calibration.kernel.projection, row_elements(self.shape)
         if projection is not None and projection.shape[1] != elements:
@@ -368,7 +388,7 @@ class Collection(Following):
                 f"a calibration for rows of {projection.shape[1]} numbers, and these have {elements}; calibrate the set"
             )
         while True:
-            version = self._keep(calibration, self.snapshot(), Note(reason, by))
+            version = self._keep(calibration, self.snapshot(), Note(reason, by), ahead)
             if version is not None:
                 return version
 
@@ -408,9 +428,9 @@ class Collection(Following):
         index = None if record is None else self._catalogue.index_of(record.kernel)
         return None if index is None else self._catalogue.added_since(index.covers)
 
-    def _keep(self, calibration: Calibration, rows: Snapshot, note: Note) -> int | None:
+    def _keep(self, calibration: Calibration, rows: Snapshot, note: Note, ahead: Ahead) -> int | None:
         self._newest = None
-        return self._store.keep(calibration, rows, note)
+        return self._store.keep(calibration, rows, note, ahead)
 
     # -- backups ---------------------------------------------------------------------------
 

@@ -47,12 +47,14 @@ class Derived:
 
     # -- writing ---------------------------------------------------------------------------
 
-    def seal(self, kind: str, kernel: Kernel, covers: int, fill: Callable[[BinaryIO], None]) -> DerivedRecord:
+    def seal(
+        self, name: str, kind: str, kernel: Kernel, covers: int, fill: Callable[[BinaryIO], None]
+    ) -> DerivedRecord:
         """A new file, on the disk when this returns. Raises OSError when the disk did not keep what was written."""
         if not self.folder.is_dir():
             self.folder.mkdir()
             self._disk.sync_directory(self.folder.parent)
-        path = self.folder / f"{kind}-{uuid.uuid4().hex[:16]}{ENDING}"
+        path = self.folder / name
         written = ""
 
         def hashed(file: BinaryIO) -> None:
@@ -72,12 +74,13 @@ class Derived:
 
     def seal_calibration(self, calibration: Calibration, covers: int) -> DerivedRecord:
         """covers: the version whose rows it was learned from."""
-        return self.seal("calibration", calibration.kernel, covers, calibration.write)
+        kind = "calibration"
+        return self.seal(new_file(kind), kind, calibration.kernel, covers, calibration.write)
 
     def seal_index(self, index: Index, covers: int) -> DerivedRecord:
-        """covers: the version whose rows it holds."""
-        set_id = self._catalogue.meta.set_id
-        return self.seal("index", index.clusters.space.kernel, covers, lambda file: index.write(file, set_id))
+        """Under the name that it was given. covers: the version whose rows it holds."""
+        set_id, kernel = self._catalogue.meta.set_id, index.clusters.space.kernel
+        return self.seal(index.file, "index", kernel, covers, lambda file: index.write(file, set_id))
 
     def sweep(self, named: Collection[str]) -> None:
         """Remove what a crashed writer left: files that the record does not name."""
@@ -153,3 +156,8 @@ class Derived:
                     raise  # else a file was replaced meanwhile: read where the rows lie now
                 continue
             return Block(ids, torch.from_numpy(taken(found)).flatten(1))
+
+
+def new_file(kind: str) -> str:
+    """The name of a file to be; no two are alike."""
+    return f"{kind}-{uuid.uuid4().hex[:16]}{ENDING}"

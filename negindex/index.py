@@ -7,6 +7,7 @@ row that it holds is erased; it is never the only place of anything.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -55,7 +56,7 @@ class Index:
     clusters: Clusters  # places are those of the set that it was built over
     trust: Trust
     efforts: tuple[Effort, ...]
-    file: str = ""  # the file that it is mapped from; "" in memory
+    file: str = ""  # the file that it is mapped from, or will be; "" in memory
 
     @classmethod
     def build(cls, rows: Scan, kernel: Kernel) -> Self:
@@ -142,3 +143,11 @@ class Index:
         places[numbers] = torch.arange(len(numbers))
         clusters = replace(clusters, places=places)
         return Mixture(rows, clusters, self.trust, efforts=self.efforts, scan_elements=0, around=lambda: self.spheres)
+
+
+Ahead = Callable[[Index], AbstractContextManager[object]]  # who is to hold an index, and has it by the time of entering
+
+
+def nobody(index: Index) -> AbstractContextManager[object]:
+    """Nobody but the set itself holds an index."""
+    return nullcontext()

@@ -7,7 +7,7 @@ import hmac
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from negindex.alike import Likeness, hashes_of, likeness, listed_near
 from negindex.binding import NewRows
 from negindex.calibration import Calibration
 from negindex.catalogue import Backup, Catalogue
-from negindex.derived import DERIVED, Derived
+from negindex.derived import DERIVED, Derived, new_file
 from negindex.disk import Disk, writer_lock
 from negindex.draft import Draft
 from negindex.engines.known import ENGINES, Engines
@@ -39,7 +39,7 @@ from negindex.errors import (
 )
 from negindex.hamming import Hashes
 from negindex.incoming import Incoming, some_are
-from negindex.index import Index, is_small
+from negindex.index import Ahead, Index, is_small
 from negindex.kernel import Kernel
 from negindex.keys import Key
 from negindex.regimes import Regime, regime
@@ -289,14 +289,14 @@ class Store:
 
     # -- what follows from rows ------------------------------------------------------------
 
-    def keep(self, calibration: Calibration, rows: Snapshot, note: Note) -> int | None:
+    def keep(self, calibration: Calibration, rows: Snapshot, note: Note, ahead: Ahead) -> int | None:
         """Put a calibration in force, with an index of ``rows`` by it; returns the version.
 
         None, and nothing is changed, where bytes of the rows were erased or given up meanwhile. Everything that
         takes long is done before the writer's lock is taken.
         """
-        index = None if is_small(rows) else Index.build(rows, calibration.kernel)
-        with self.writing():
+        index = None if is_small(rows) else _index_of(rows, calibration.kernel)
+        with nullcontext() if index is None else ahead(index), self.writing():
             if self.catalogue.lost_since(rows.version):
                 return None
             kept = self.derived.seal_calibration(calibration, rows.version)
@@ -315,10 +315,10 @@ class Store:
         hidden = len(index.clusters.ids) - (len(rows) - added)
         return max(added, hidden) <= min(INDEXED[0] * len(rows), INDEXED[1])
 
-    def reindex(self, rows: Snapshot, kernel: Kernel) -> bool:
+    def reindex(self, rows: Snapshot, kernel: Kernel, ahead: Ahead) -> bool:
         """Make the index of ``rows`` anew by a kernel that stays; False where their bytes are gone meanwhile."""
-        index = Index.build(rows, kernel)
-        with self.writing():
+        index = _index_of(rows, kernel)
+        with ahead(index), self.writing():
             known = self.catalogue.calibration(self.catalogue.newest().version)
             if self.catalogue.lost_since(rows.version) or known is None or known.kernel != kernel.fingerprint:
                 return False
@@ -515,6 +515,11 @@ class Store:
             return np.setdiff1d(places, left, assume_unique=True) if left else places
         later = ask.entered(file.segment, version) if (file.last or 0) > version else []
         return np.delete(np.arange(file.rows, dtype=np.int64), [*left, *ask.proposed(file.segment), *later])
+
+
+def _index_of(rows: Snapshot, kernel: Kernel) -> Index:
+    """With the name of the file that it will lie in."""
+    return replace(Index.build(rows, kernel), file=new_file("index"))
 
 
 def backup_mark(path: Path) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """A set that `negindex serve` and `generate` ask through Milvus Lite: right answers, or errors that say why."""
 
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import httpx
@@ -12,12 +14,13 @@ from engines import alike, delete, lite  # noqa: F401, skips where Milvus Lite i
 from mixtures import fresh, rows
 from serving import figure, serving
 from test_calibrated_set import keys, learned
-from test_engines import COUNT, asked, every_set_is_large, file, table_of, template  # noqa: F401
+from test_engines import COUNT, asked, every_set_is_large, file, grown, table_of, template  # noqa: F401
 from worlds import ClosedForm
 
 from negindex import Collection, NoiseLevel, RemoteNegatives
 from negindex.engines import push
 from negindex.engines.address import Address
+from negindex.engines.link import Link
 from negindex.engines.milvus import MilvusNegatives
 from negindex.errors import EngineBehind, InvalidInput, NotThere, Unreachable
 from negindex.service.alarms import Bell
@@ -69,8 +72,40 @@ def test_a_served_set_answers_through_its_engine_or_raises_and_upkeep_brings_it_
         go_round(settings, Metrics(), Bell(root, None))
         assert ready(url)
         alike(asked(remote), asked(col))
-        go_round(settings, Metrics(), Bell(root, None))
-        assert push.check(col, address).missing == 0
+        assert push.check(col, address).wrong == 0
+
+
+def test_look_ups_go_on_while_upkeep_makes_the_index_anew(own, monkeypatch):
+    col, address = own
+    root, before, put = col.path.parent, col.index().file, Link.put
+
+    def slowly(*given, **options):
+        time.sleep(3.0)  # in which the service would ask by an index that was on record
+        put(*given, **options)
+
+    monkeypatch.setattr(Link, "put", slowly)
+    settings = Settings(root=root, engine={NAME: address.text})
+    with (
+        serving(root, engine=settings.engine) as url,
+        RemoteNegatives(url, NAME, retries=0) as remote,
+        ThreadPoolExecutor(1) as beside,
+    ):
+        grown(col)
+        asked(remote)
+        round_ = beside.submit(go_round, settings, Metrics(), Bell(root, None))
+        while not round_.done():
+            asked(remote)  # raises where it is not answered
+        round_.result()
+        assert before != col.index().file
+        col.let_go()
+        until = time.monotonic() + 60
+        while push.status(col)[0].older and time.monotonic() < until:  # until the service has let the old index go
+            asked(remote)
+            go_round(settings, Metrics(), Bell(root, None))
+        assert push.status(col)[0].is_whole
+        assert push.status(col)[0].older == ()
+        alike(asked(remote), asked(col))
+        assert figure(httpx.get(f"{url}/metrics").text, "negindex_unanswered_calls_total") == 0
 
 
 def test_a_served_set_whose_engine_is_away_raises_and_is_not_ready(own):

@@ -289,6 +289,67 @@ def test_an_index_that_was_never_pushed_raises_and_so_does_one_not_on_record(own
     assert push.status(Collection.open(col.path))[0].older == ()
 
 
+def grown(col):
+    """With so many rows more that the index has to be made anew."""
+    col.add(rows(COUNT + 300)[COUNT:].numpy(), keys(COUNT, COUNT + 300), label="later")
+
+
+def test_look_ups_go_on_while_an_index_made_anew_is_pushed(own):
+    col, address = own
+    grown(col)
+    before, told = col.index().file, []
+    with closing(MilvusNegatives.open(col.path, address)) as reader:
+
+        def say(said):
+            assert said.endswith("of 900 rows")
+            told.append(reader.collection.index().file)
+            alike(asked(reader), asked(col))
+
+        assert push.keep_up(col, address, say) == (900, 900, 0, 0)
+        assert set(told) == {before} != {col.index().file}
+        alike(asked(reader), asked(col))
+        assert reader.collection.index().file == col.index().file
+        reader.let_go()
+        col.let_go()
+        col.settle()
+        assert push.keep_up(col, address) is None
+        assert push.status(col)[0].older == ()
+
+
+def test_an_engine_that_cannot_take_an_index_leaves_that_on_record_as_it_is(own, monkeypatch):
+    col, address = own
+    grown(col)
+    before, calibration = asked(MilvusNegatives(col, address)), col.calibration()
+    derived, table = col.derived(), table_of(col, address)
+    monkeypatch.setattr(Link, "settle", lambda self, table: self.delete(table, [7]))
+    ahead = push.EnginesAhead(col, col.engines.known())
+    for change in (lambda: col.reindex(ahead), lambda: col.adopt(calibration, ahead=ahead)):
+        with pytest.raises(EngineBehind, match="counts 899 rows"):
+            change()
+    assert (col.derived(), verify(col.path).faults) == (derived, [])
+    alike(asked(MilvusNegatives(col, address)), before)
+    monkeypatch.undo()
+    make_large(monkeypatch)
+    assert push.push(col, address).missing == 900
+    assert set(push.status(col)[0].older) <= {table}  # that a reader may hold still; what was begun is gone
+
+
+def test_rows_that_are_erased_while_their_index_is_pushed_go_from_the_engine_too(own):
+    col, address = own
+    grown(col)
+
+    def say(said):
+        if col.outstanding() == []:
+            col.erase(["row-1"], "it goes for good")
+
+    ahead = push.EnginesAhead(col, [address], say)
+    assert not col.reindex(ahead)
+    assert (ahead.sent.missing, col.index()) == (900, None)
+    assert col.settle() == []
+    with closing(Link(address)) as link:
+        assert link.tables(col.engines.prefix(address)) == []
+
+
 def test_an_engine_that_does_not_answer_raises(both):
     col, _ = both
     nowhere = MilvusNegatives(col, "milvus://127.0.0.1:9/claims", timeout=1.0)
@@ -402,6 +463,26 @@ def test_an_engine_from_the_command_line(own):
     run("check", col.path, address.text, "--repair", code=10)
     run("push", col.path, code=2)
     run("push", col.path, "nowhere", code=2)
+
+
+def test_a_compaction_of_the_command_line_pushes_the_index_that_it_makes_anew(own):
+    col, address = own
+    grown(col)
+    done = CliRunner().invoke(main, ["compact", str(col.path)])
+    assert done.exit_code == 0, done.output
+    assert f"{address.text}: 900 of 900 rows" in done.output
+    assert CliRunner().invoke(main, ["engine", "status", str(col.path)]).exit_code == 0
+
+
+def test_a_calibration_is_refused_before_it_begins_where_an_engine_is_away(own):
+    col, _ = own
+    col.engines.note(Address.of("milvus://127.0.0.1:9/claims"))
+    before = col.newest().version
+    done = CliRunner().invoke(main, ["calibrate", str(col.path)])
+    assert done.exit_code != 0
+    assert "127.0.0.1:9/claims did not list its collections" in done.output
+    assert "engine drop" in done.output
+    assert col.newest().version == before
 
 
 def test_an_engine_that_is_gone_for_good_is_forgotten(own, monkeypatch):

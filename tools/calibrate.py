@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from negindex.tools.common import errors_to_exit_codes
-from negindex.tools.options import AS_JSON, BY, KEY, REASON, SET, open_set
+from negindex.tools.options import AS_JSON, BY, KEY, REASON, SET, engines_ahead, open_set
 
 if TYPE_CHECKING:
     from negindex import Calibration, Collection
@@ -57,6 +57,7 @@ def calibrate(
     It is a version of its own. A large set gets an index, so that it answers in milliseconds with a stated error.
     Prints, per noise level, the error of the chosen kernel, the literal one and the plain mean, over the rms radius.
     Calibrate again when the set has doubled, and after an erasure that took the calibration (`negindex status`).
+    The set's engines (`negindex engine`) have the index before look-ups ask it.
     """
     if reference is not None and like is not None:
         raise click.UsageError("--like takes over what another set learned; leave out --reference")
@@ -65,12 +66,14 @@ def calibrate(
 
         can_be_written(plot)
     collection = open_set(set_path, key_file)
+    ahead = engines_ahead(collection)
+    ahead.check()
     if like is None:
         other = None if reference is None else open_set(reference)
-        made = collection.calibrate(other, seed=seed, by=by, reason=reason)
+        made = collection.calibrate(other, seed=seed, by=by, reason=reason, ahead=ahead)
     else:
         made = _of(like)
-        collection.adopt(made, by=by, reason=reason)
+        collection.adopt(made, by=by, reason=reason, ahead=ahead)
     _say(collection, made, as_json)
     if plot is not None:
         from negindex.tools.calibration_plot import plot as draw

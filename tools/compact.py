@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from negindex.tools.common import errors_to_exit_codes
-from negindex.tools.options import BY, KEY, REASON, SET, open_set
+from negindex.tools.options import BY, KEY, REASON, SET, engines_ahead, open_set
 from negindex.tools.showing import outstanding, outstanding_lines, say
 
 
@@ -35,7 +35,8 @@ def compact(
 ) -> None:
     """Merge small files, and part withdrawn rows from those in force. Samplers may go on meanwhile.
 
-    It changes no version and no answer. With --forget-before it is a version of its own, and on record.
+    It changes no version and no answer. With --forget-before it is a version of its own, and on record. An index that
+    is made anew is pushed to the set's engines (`negindex engine`) before look-ups ask it.
     """
     collection = open_set(set_path, key_file)
     dead = collection.dead(forget_before or 0)
@@ -44,7 +45,7 @@ def compact(
         click.echo(f"{set_path}: so much would be given up; nothing was changed", err=True)
         return
     before = collection.segments()
-    rewritten = collection.compact(forget_before, reason=reason, by=by)
+    rewritten = collection.compact(forget_before, reason=reason, by=by, ahead=engines_ahead(collection))
     after, newest = collection.segments(), collection.newest()
     click.echo(
         f"{set_path}: version {newest.version}, {newest.in_force} rows in force ({dead.rows} dead rows given up, "

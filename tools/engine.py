@@ -45,8 +45,8 @@ Examples:
 def push(set_path: Path, address: str | None, as_json: bool) -> None:
     """Have an engine hold what the set's index holds, in whatever state it was.
 
-    Needed after `negindex calibrate`, and after a `negindex compact` that made the index anew; else it sends only what
-    is missing, and notes what was withdrawn. Until it is done, look-ups through the engine raise.
+    Needed once: `negindex calibrate`, `negindex compact` and a service's upkeep push an index that they make anew
+    before look-ups ask it. Later it sends only what is missing, and notes what was withdrawn.
     """
     from negindex.engines import push as engines
 

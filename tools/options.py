@@ -11,6 +11,7 @@ import click
 
 if TYPE_CHECKING:
     from negindex import Collection, Version
+    from negindex.engines.push import EnginesAhead
     from negindex.keys import Key
 
 SET = click.argument("set_path", metavar="SET", type=click.Path(path_type=Path))
@@ -42,6 +43,13 @@ def open_set(set_path: Path, key_file: Path | None = None) -> Collection:
     from negindex import Collection
 
     return Collection.open(set_path, key=open_key_if_any(key_file))
+
+
+def engines_ahead(collection: Collection) -> EnginesAhead:
+    """The set's engines, as they are to hold an index before it is on record."""
+    from negindex.engines.push import EnginesAhead
+
+    return EnginesAhead(collection, collection.engines.known(), lambda said: click.echo(said, err=True))
 
 
 def open_key_if_any(key_file: Path | None) -> Key | None:

@@ -3,11 +3,13 @@
 Write order: 1 the set notes the engine; 2 rows are written, and counted there; 3 tables of older indices are dropped,
 but for those that readers hold. What a crash leaves after 1 or 2 is a table with rows missing: to ask it raises
 EngineBehind, and the next push completes it; after 3, nothing.
+An index that is made anew is written before the record names it (``EnginesAhead``): look-ups always find one whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -18,7 +20,7 @@ from negindex.derived import DERIVED
 from negindex.engines.address import Address
 from negindex.engines.link import IN_FORCE, LABEL_BYTES, MOST_DIMENSIONS, EngineRow, Link, as_sent, same
 from negindex.engines.table import pages_of
-from negindex.errors import EngineBehind, NegindexError, NotAllowed, OutOfRange
+from negindex.errors import EngineBehind, NegindexError, NotAllowed, OutOfRange, Unreachable
 from negindex.index import Index
 
 Say = Callable[[str], None]
@@ -54,6 +56,39 @@ class Standing(NamedTuple):
         return not self.trouble and self.table != "" and self.held == self.rows
 
 
+class EnginesAhead:
+    """Has engines hold an index before it is on record, so that look-ups go on by the one before until they do.
+
+    While it is entered, nobody else changes these engines: a table of what is not on record is dropped by whoever may.
+    Entering it raises Unreachable, EngineBehind, OutOfRange and Locked; a table that is left over goes later.
+    """
+
+    def __init__(self, collection: Collection, addresses: Sequence[Address], say: Say = lambda said: None) -> None:
+        """addresses: of engines of the set, such as all that are known to it."""
+        self._collection, self._addresses, self._say = collection, addresses, say
+        self.sent: Compared | None = None  # what the last of them lacked, which is all
+
+    @contextmanager
+    def __call__(self, index: Index) -> Iterator[None]:
+        with ExitStack() as held:
+            for address in self._addresses:
+                _check_width(index)
+                held.enter_context(self._collection.engines.held(address))
+                link = held.enter_context(closing(Link(address)))
+                self.sent = _fill(self._collection, index, link, self._say)
+            yield
+
+    def check(self) -> None:
+        """Raise Unreachable where one does not answer: before what takes long, and would be in vain."""
+        for address in self._addresses:
+            try:
+                with closing(Link(address)) as link:
+                    link.tables(self._collection.engines.prefix(address))
+            except Unreachable as error:
+                said = f"{error}; or `negindex engine drop SET {address.text} --gone`, if it is no more"
+                raise Unreachable(said) from error
+
+
 def push(collection: Collection, address: Address, say: Say = lambda said: None) -> Compared:
     """Have the engine hold the rows of the set's index, in whatever state it was; returns what it lacked.
 
@@ -62,30 +97,41 @@ def push(collection: Collection, address: Address, say: Say = lambda said: None)
     Raises NotAllowed for a set without an index, OutOfRange for a kernel of more dimensions than an engine takes,
     Unreachable, and EngineBehind if the rows are not there afterwards.
     """
-    collection.compact()
+    collection.compact(index=False)
+    found = _made_anew(collection, address, say)
     index = _index(collection)
     collection.engines.note(address)
-    with collection.engines.held(address):
-        link = Link(address)
-        try:
-            found = _fill(collection, index, link, say)
-            collection.engines.drop_stale(link, {index.file}, collection.path / DERIVED)
-        finally:
-            link.close()
+    with collection.engines.held(address), closing(Link(address)) as link:
+        found = found or _fill(collection, index, link, say)
+        collection.engines.drop_stale(link, {index.file}, collection.path / DERIVED)
     if any(one.what == "engine" for one in collection.outstanding()):
         collection.settle()
     return found
 
 
 def keep_up(collection: Collection, address: Address, say: Say = lambda said: None) -> Compared | None:
-    """Push where the engine, counted, could not answer for the newest version; None where there is nothing to do.
+    """Make the index anew where it lacks many rows, and push where the engine, counted, could not answer by it.
 
-    Raises what ``push`` raises.
+    Tables of indices before it are dropped once no reader has their files. Returns what the engine lacked, None where
+    nothing was sent. Raises what ``push`` raises; the index that was on record then still is.
     """
+    found = _made_anew(collection, address, say)
     index = collection.index()
-    if index is None or _standing(collection, index, address).is_whole:
+    if index is None:
         return None
-    return push(collection, address, say)
+    standing = _standing(collection, index, address)
+    if not standing.is_whole:
+        return push(collection, address, say)
+    if standing.older:
+        with collection.engines.held(address), closing(Link(address)) as link:
+            collection.engines.drop_stale(link, {index.file}, collection.path / DERIVED)
+    return found
+
+
+def _made_anew(collection: Collection, address: Address, say: Say) -> Compared | None:
+    """What was sent of an index that had to be made anew; None where none had to be, or the engine is none yet."""
+    ahead = EnginesAhead(collection, [one for one in collection.engines.known() if one == address], say)
+    return ahead.sent if collection.reindex(ahead) else None
 
 
 def check(collection: Collection, address: Address, *, repair: bool = False, say: Say = lambda said: None) -> Compared:
@@ -98,15 +144,11 @@ def check(collection: Collection, address: Address, *, repair: bool = False, say
             pass
         return push(collection, address, say)
     index = _index(collection)
-    link = Link(address)
-    try:
-        with collection.engines.held(address):
-            table = collection.engines.table(address, index.file)
-            if not link.has(table):
-                return Compared(len(index.clusters.ids), len(index.clusters.ids), 0, 0)
-            return _compared(_differences(collection, index, link, table, say), index)
-    finally:
-        link.close()
+    with collection.engines.held(address), closing(Link(address)) as link:
+        table = collection.engines.table(address, index.file)
+        if not link.has(table):
+            return Compared(len(index.clusters.ids), len(index.clusters.ids), 0, 0)
+        return _compared(_differences(collection, index, link, table, say), index)
 
 
 def status(collection: Collection) -> list[Standing]:
@@ -123,13 +165,10 @@ def drop(collection: Collection, address: Address, *, gone: bool = False) -> int
     with collection.engines.held(address):
         tables = []
         if not gone:
-            link = Link(address)
-            try:
+            with closing(Link(address)) as link:
                 tables = link.tables(collection.engines.prefix(address))
                 for table in tables:
                     link.drop(table)
-            finally:
-                link.close()
         collection.engines.forget(address)
     if any((one.what, one.name) == ("engine", address.text) for one in collection.outstanding()):
         collection.settle()
@@ -144,12 +183,16 @@ def _index(collection: Collection) -> Index:
             f"{collection.path} has no index that an engine could hold: a small set is scanned, and any other needs "
             "`negindex calibrate` first"
         )
+    _check_width(index)
+    return index
+
+
+def _check_width(index: Index) -> None:
     if index.clusters.space.width > MOST_DIMENSIONS:
         raise OutOfRange(
             f"the kernel sees rows in {index.clusters.space.width} dimensions, and an engine takes {MOST_DIMENSIONS}; "
             "calibrate with fewer"
         )
-    return index
 
 
 def _fill(collection: Collection, index: Index, link: Link, say: Say) -> Compared:
@@ -253,12 +296,10 @@ def _added(found: Compared, wrong: _Wrong) -> Compared:
 def _standing(collection: Collection, index: Index | None, address: Address) -> Standing:
     table = "" if index is None else collection.engines.table(address, index.file)
     rows = 0 if index is None else len(index.clusters.ids)
-    link = Link(address)
     try:
-        there = link.tables(collection.engines.prefix(address))
-        held = link.count(table, strong=True) if table in there else 0
+        with closing(Link(address)) as link:
+            there = link.tables(collection.engines.prefix(address))
+            held = link.count(table, strong=True) if table in there else 0
     except NegindexError as error:
         return Standing(address.text, table, rows, 0, (), str(error))
-    finally:
-        link.close()
     return Standing(address.text, table, rows, held, tuple(one for one in there if one != table), "")

@@ -71,8 +71,9 @@ def go_round(settings: Settings, metrics: Metrics, bell: Bell, more: Iterable[Ba
     for name in Sets(settings.root, pins=1).names():
         try:
             with closing(Collection.open(settings.root / name)) as collection:
-                found += _look_after(name, collection, metrics)
-                _keep_up(name, collection, settings.engine.get(name))
+                engine = settings.engine.get(name)
+                found += _look_after(name, collection, metrics, index=engine is None)
+                _keep_up(name, collection, engine)
             looked_at.append(name)
         except Locked:
             log("upkeep-waits", set=name)  # somebody writes for long: the next round comes
@@ -82,7 +83,10 @@ def go_round(settings: Settings, metrics: Metrics, bell: Bell, more: Iterable[Ba
 
 
 def _keep_up(name: str, collection: Collection, engine: str | None) -> None:
-    """Have a set's engine hold the index that was made since; a round that fails is logged, and the next one comes."""
+    """Have a set's engine hold its index, and one that is made anew before look-ups ask it.
+
+    A round that fails is logged, and the next one comes.
+    """
     if engine is None:
         return
     try:
@@ -94,11 +98,11 @@ def _keep_up(name: str, collection: Collection, engine: str | None) -> None:
         log("engine-pushed", set=name, rows=sent.rows, wrong=sent.wrong)
 
 
-def _look_after(name: str, collection: Collection, metrics: Metrics) -> list[Alarm]:
+def _look_after(name: str, collection: Collection, metrics: Metrics, *, index: bool) -> list[Alarm]:
     now = datetime.now(UTC)
     found = alarms(name, collection.claims.due(now=now), now)
     metrics.clocks(name, *(sum(alarm.kind == kind for alarm in found) for kind in ("near", "missed")))
-    rewritten = collection.compact()
+    rewritten = collection.compact(index=index)
     owed = collection.settle() if collection.outstanding() else []
     if rewritten or owed:
         log("upkeep", set=name, files_rewritten=rewritten, outstanding=len(owed))
