@@ -9,7 +9,7 @@ An index that is made anew is written before the record names it (``EnginesAhead
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import NamedTuple
 
 import torch
@@ -60,7 +60,8 @@ class EnginesAhead:
     """Has engines hold an index before it is on record, so that look-ups go on by the one before until they do.
 
     While it is entered, nobody else changes these engines: a table of what is not on record is dropped by whoever may.
-    Entering it raises Unreachable, EngineBehind, OutOfRange and Locked; a table that is left over goes later.
+    Entering it raises Unreachable, EngineBehind, OutOfRange and Locked. In the end tables of what is on record no more
+    are dropped; one that a reader holds, or that is left over by a failure, goes with the next push.
     """
 
     def __init__(self, collection: Collection, addresses: Sequence[Address], say: Say = lambda said: None) -> None:
@@ -70,13 +71,18 @@ class EnginesAhead:
 
     @contextmanager
     def __call__(self, index: Index) -> Iterator[None]:
+        collection, links = self._collection, []
         with ExitStack() as held:
             for address in self._addresses:
                 _check_width(index)
-                held.enter_context(self._collection.engines.held(address))
-                link = held.enter_context(closing(Link(address)))
-                self.sent = _fill(self._collection, index, link, self._say)
+                held.enter_context(collection.engines.held(address))
+                links.append(link := held.enter_context(closing(Link(address))))
+                self.sent = _fill(collection, index, link, self._say)
             yield
+            on_record = {file.file for file in collection.derived() if file.kind == "index"}
+            for link in links:
+                with suppress(Unreachable):
+                    collection.engines.drop_stale(link, on_record, collection.path / DERIVED)
 
     def check(self) -> None:
         """Raise Unreachable where one does not answer: before what takes long, and would be in vain."""
