@@ -20,8 +20,7 @@ from typing import BinaryIO, Protocol
 from negindex.errors import Locked, NotAllowed
 
 _PIECE = 1 << 18  # bytes read at a time, which stay in the processor's cache
-WRITTEN = 1 << 20  # bytes written at a time: Linux finds memory for more of them in pieces of 2 MiB, which a virtual
-# machine may have to ask its host for first: there 8 MiB at a time took five times as long
+WRITTEN = 1 << 20  # bytes written at a time, see ``put_whole``
 ASIDE = ".aside"  # a file under this ending was never finished
 
 
@@ -151,6 +150,16 @@ def check_private(file: BinaryIO, path: Path) -> None:
     mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise NotAllowed(f"{path} has mode {mode:03o}: others than its owner can reach it; `chmod 600 {path}`")
+
+
+def put_whole(file: BinaryIO, content: memoryview) -> None:
+    """Write bytes, however many, little by little.
+
+    Linux finds memory for more at a time in pieces of 2 MiB, which a virtual machine may have to ask its host for
+    first: there 8 MiB at a time took five times as long.
+    """
+    for start in range(0, len(content), WRITTEN):
+        file.write(content[start : start + WRITTEN])
 
 
 def sha256_of(path: Path) -> str:

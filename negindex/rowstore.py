@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 from urllib.parse import urlsplit
 
-from negindex.disk import WRITTEN, Disk
+from negindex.disk import WRITTEN, Disk, put_whole
 from negindex.errors import Damaged, Gone, InvalidInput
 
 CACHE_BYTES = 4 << 30  # what the local cache of rows that lie elsewhere may take, where nobody says
@@ -129,7 +129,7 @@ def fetch(store: RowStore, name: str, size: int, to: BinaryIO | None = None) -> 
         (piece,) = store.read(name, [(start, min(start + PIECE, size))])
         digest.update(piece)
         if to is not None:
-            to.write(piece)
+            put_whole(to, memoryview(piece))
     return digest.hexdigest()
 
 

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from negindex.disk import WRITTEN, Disk, hash_part
+from negindex.disk import Disk, hash_part, put_whole
 from negindex.draft import Ids
 from negindex.errors import Damaged
 from negindex.states import SegmentRecord
@@ -98,8 +98,7 @@ def _fill(
             for start in range(0, len(flat), _PART):
                 part = flat[start : start + _PART].data
                 file.seek(place + start)
-                for piece in range(0, len(part), WRITTEN):
-                    file.write(part[piece : piece + WRITTEN])
+                put_whole(file, part)
                 file.flush()
                 beside.append(hashes.submit(digest.update, part))
                 more = start + _PART < len(flat) or not ids.done()  # is to come, some time

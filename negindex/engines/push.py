@@ -79,10 +79,9 @@ class EnginesAhead:
                 links.append(link := held.enter_context(closing(Link(address))))
                 self.sent = _fill(collection, index, link, self._say)
             yield
-            on_record = {file.file for file in collection.derived() if file.kind == "index"}
             for link in links:
                 with suppress(Unreachable):
-                    collection.engines.drop_stale(link, on_record, collection.path / DERIVED)
+                    _drop_stale(collection, link)
 
     def check(self) -> None:
         """Raise Unreachable where one does not answer: before what takes long, and would be in vain."""
@@ -109,7 +108,7 @@ def push(collection: Collection, address: Address, say: Say = lambda said: None)
     collection.engines.note(address)
     with collection.engines.held(address), closing(Link(address)) as link:
         found = found or _fill(collection, index, link, say)
-        collection.engines.drop_stale(link, {index.file}, collection.path / DERIVED)
+        _drop_stale(collection, link)
     if any(one.what == "engine" for one in collection.outstanding()):
         collection.settle()
     return found
@@ -130,8 +129,14 @@ def keep_up(collection: Collection, address: Address, say: Say = lambda said: No
         return push(collection, address, say)
     if standing.older:
         with collection.engines.held(address), closing(Link(address)) as link:
-            collection.engines.drop_stale(link, {index.file}, collection.path / DERIVED)
+            _drop_stale(collection, link)
     return found
+
+
+def _drop_stale(collection: Collection, link: Link) -> None:
+    """Drop tables of indices that are not on record, but for those that readers hold."""
+    on_record = {file.file for file in collection.derived() if file.kind == "index"}
+    collection.engines.drop_stale(link, on_record, collection.path / DERIVED)
 
 
 def _made_anew(collection: Collection, address: Address, say: Say) -> Compared | None:
